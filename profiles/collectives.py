@@ -1,0 +1,51 @@
+"""Collectives: kind, bytes and group in; bytes on each rank's wire out. Never seconds."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiles.ops import Num
+
+KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "broadcast", "send")
+MIRROR = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}
+"""What the backward of a collective is; the others are their own mirror."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Collective:
+    """A collective over one axis; `bytes` is the whole buffer as in nccl-tests (gathered, or to be scattered)."""
+
+    name: str
+    kind: str
+    axis: str
+    bytes: Num
+    group_size: Num
+
+    def backward(self) -> Collective:
+        """Return the collective that the gradient takes: all-gather and reduce-scatter mirror each other."""
+        return Collective(
+            name=self.name, kind=MIRROR.get(self.kind, self.kind), axis=self.axis,
+            bytes=self.bytes, group_size=self.group_size,
+        )
+
+    @property
+    def wire_bytes(self) -> Num:
+        """Return the bytes that each rank sends with a bandwidth-optimal algorithm."""
+        return self.bytes * traffic_factor(self.kind, self.group_size)
+
+
+def traffic_factor(kind: str, group_size: Num) -> Num:
+    """Return bytes sent per rank over buffer bytes: 2(n-1)/n for all-reduce, (n-1)/n for gather, scatter, all-to-all.
+
+    The 'bus bandwidth' factors of nccl-tests (doc/PERFORMANCE.md). A group of one sends nothing.
+    """
+    n = np.asarray(group_size, dtype=float)
+    if kind == "all_reduce":
+        factor = 2 * (n - 1) / n
+    elif kind in ("all_gather", "reduce_scatter", "all_to_all"):
+        factor = (n - 1) / n
+    else:
+        factor = np.where(n > 1, 1.0, 0.0)
+    return factor if factor.ndim else float(factor)

@@ -1,0 +1,125 @@
+"""Reading what people write, and writing without loss."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from importlib import resources
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+T = TypeVar("T", bound=BaseModel)
+
+
+class BadInput(ValueError):
+    """A mistake in what a person typed or wrote: one line that names the field, the value and the mend."""
+
+
+def read_text(path: str | Path) -> str:
+    """Return the text of a file; a missing or unreadable one is a `BadInput`."""
+    try:
+        return Path(path).read_text(encoding="utf-8")
+    except FileNotFoundError:
+        raise BadInput(f"{path}: no such file") from None
+    except IsADirectoryError:
+        raise BadInput(f"{path}: is a folder, a file is needed") from None
+    except PermissionError:
+        raise BadInput(f"{path}: not readable") from None
+    except UnicodeDecodeError:
+        raise BadInput(f"{path}: is not UTF-8 text") from None
+
+
+def read_mapping(path: str | Path) -> dict[str, Any]:
+    """Return the mapping in a YAML or JSON file."""
+    return parse_mapping(read_text(path), str(path))
+
+
+def parse_mapping(text: str, origin: str) -> dict[str, Any]:
+    """Return the mapping in YAML or JSON text; `origin` is named in errors."""
+    try:
+        data = json.loads(text) if origin.endswith(".json") else yaml.safe_load(text)
+    except json.JSONDecodeError as e:
+        raise BadInput(f"{origin}: not JSON at line {e.lineno}: {e.msg}") from None
+    except yaml.YAMLError as e:
+        mark = getattr(e, "problem_mark", None)
+        where = f" at line {mark.line + 1}" if mark else ""
+        raise BadInput(f"{origin}: not YAML{where}: {getattr(e, 'problem', None) or 'malformed'}") from None
+    if not isinstance(data, dict):
+        raise BadInput(f"{origin}: holds {type(data).__name__}, a mapping of fields is needed")
+    return data
+
+
+def validate(model: type[T], data: dict[str, Any], origin: str) -> T:
+    """Check a mapping against a pydantic model; the first fault becomes one line."""
+    try:
+        return model.model_validate(data)
+    except ValidationError as e:
+        first = e.errors()[0]
+        field = ".".join(str(p) for p in first["loc"]) or "(file)"
+        value = first.get("input")
+        shown = "" if first["type"] == "missing" or isinstance(value, dict) else f" (is {value!r})"
+        message = first["msg"].removeprefix("Value error, ")
+        raise BadInput(f"{origin}: {field}: {message}{shown}") from None
+
+
+def write_text(path: str | Path, text: str) -> Path:
+    """Write a file whole or not at all: to a temporary name beside it, then renamed."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def write_bytes(path: str | Path, data: bytes) -> Path:
+    """Write bytes whole or not at all: to a temporary name beside the target, then renamed."""
+    path = Path(path)
+    make_folder(path.parent)
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder, a file name is needed")
+    try:
+        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
+    except OSError as e:
+        raise BadInput(f"{path.parent}: cannot write there ({e.strerror})") from None
+    try:
+        with os.fdopen(fd, "wb") as f:
+            f.write(data)
+        umask = os.umask(0)
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def make_folder(path: str | Path) -> Path:
+    """Make a folder and its parents, and check that files can be made in it."""
+    path = Path(path)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise BadInput(f"{path}: a file stands where a folder is needed") from None
+    except OSError as e:
+        raise BadInput(f"{path}: cannot make this folder ({e.strerror})") from None
+    if not os.access(path, os.W_OK):
+        raise BadInput(f"{path}: this folder is not writable")
+    return path
+
+
+def catalog_names(kind: str) -> list[str]:
+    """Return the names of the catalogue's files of a kind ('models', 'accelerators', 'clusters')."""
+    folder = resources.files("profiles") / "catalog" / kind
+    return sorted(f.name.rsplit(".", 1)[0] for f in folder.iterdir() if f.name.endswith((".yaml", ".json", ".csv")))
+
+
+def catalog_mapping(kind: str, name: str) -> dict[str, Any]:
+    """Return the catalogue's file of that kind and name; an unknown name lists the known ones."""
+    folder = resources.files("profiles") / "catalog" / kind
+    for suffix in (".yaml", ".json"):
+        file = folder / f"{name}{suffix}"
+        if "/" not in name and file.is_file():
+            return parse_mapping(file.read_text(encoding="utf-8"), f"{kind}/{name}{suffix}")
+    known = ", ".join(catalog_names(kind))
+    raise BadInput(f"{kind.removesuffix('s')}: {name!r} is neither in the catalogue ({known}) nor a file")
