@@ -110,13 +110,13 @@ def make_folder(path: str | Path) -> Path:
 
 def catalog_names(kind: str) -> list[str]:
     """Return the names of the catalogue's files of a kind ('models', 'accelerators', 'clusters')."""
-    folder = resources.files("profiles") / "catalog" / kind
+    folder = resources.files("profiles").joinpath("catalog", *([kind] if kind else []))
     return sorted(f.name.rsplit(".", 1)[0] for f in folder.iterdir() if f.name.endswith((".yaml", ".json", ".csv")))
 
 
 def catalog_mapping(kind: str, name: str) -> dict[str, Any]:
     """Return the catalogue's file of that kind and name; an unknown name lists the known ones."""
-    folder = resources.files("profiles") / "catalog" / kind
+    folder = resources.files("profiles").joinpath("catalog", *([kind] if kind else []))
     for suffix in (".yaml", ".json"):
         file = folder / f"{name}{suffix}"
         if "/" not in name and file.is_file():

@@ -82,7 +82,7 @@ def read_table(path: str | Path) -> MeasuredTable:
         if not ok:
             raise BadInput(f"{path}: {field}: must be a positive number (is {value!r})")
     try:
-        frame = pd.read_csv(io.StringIO("\n".join(lines[num_head:])), keep_default_na=True, dtype=dict.fromkeys(TEXT, str))
+        frame = pd.read_csv(io.StringIO("\n".join(lines[num_head:])), dtype=dict.fromkeys(TEXT, str))
     except (pd.errors.ParserError, pd.errors.EmptyDataError, ValueError) as e:
         raise BadInput(f"{path}: the rows are not CSV: {str(e).splitlines()[0]}") from None
     return MeasuredTable(head=head, rows=_check_rows(frame, str(path), num_head + 2))

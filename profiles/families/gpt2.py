@@ -1,4 +1,4 @@
-"""GPT-2 and GPT-3 shapes: LayerNorm, learned positions, biases, GELU, tied head. Radford et al. 2019; arXiv 2005.14165."""
+"""GPT-2, GPT-3: LayerNorm, learned positions, biases, GELU, tied head. Radford et al. 2019; arXiv 2005.14165."""
 
 from __future__ import annotations
 

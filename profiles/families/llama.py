@@ -1,4 +1,4 @@
-"""Llama and its kin (Qwen2): RMSNorm, rotary positions, grouped-query attention, SwiGLU. arXiv 2307.09288, 2407.21783."""
+"""Llama and Qwen2: RMSNorm, rotary positions, grouped-query attention, SwiGLU. arXiv 2307.09288, 2407.10671."""
 
 from __future__ import annotations
 

@@ -1,0 +1,72 @@
+"""The prediction of one strategy: what `estimate`, `plan` and `simulate` report, by one path."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from planner.economics import gpu_hours, run_days, run_usd
+from planner.question import Question
+from profiles.cost import CostModel, cost_model
+from simulator.breakdown import breakdown, with_exposed_sends
+from simulator.estimate import estimate
+from simulator.memory import peak_memory
+from simulator.metrics import hfu, mfu
+from simulator.replay import replay
+from simulator.strategy import Strategy
+from simulator.timeline import Timeline
+from simulator.workload import build_workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prediction:
+    """A step, its memory, and the run that is made of it; p10 and p90 are percentiles of the step's time."""
+
+    strategy: Strategy
+    step_time_s: float
+    p10_s: float
+    p90_s: float
+    tokens_per_s: float
+    tokens_per_s_per_gpu: float
+    mfu: float
+    hfu: float
+    peak_memory_bytes: float
+    usable_memory_bytes: float
+    memory_bytes: dict[str, float]
+    fits: bool
+    breakdown_s: dict[str, float]
+    days: float
+    days_p10: float
+    days_p90: float
+    gpu_hours: float
+    usd: float | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return the prediction with plain values, for JSON and plan files."""
+        return asdict(self)
+
+
+def predict(question: Question, strategy: Strategy, cost: CostModel | None = None) -> tuple[Prediction, Timeline]:
+    """Return the prediction of one strategy, from its replay, and the replay's timeline."""
+    cost = cost or cost_model(question.cluster)
+    workload = build_workload(question.model, strategy)
+    timeline = replay(workload, cost)
+    closed = estimate(workload, cost)
+    memory = peak_memory(workload, question.cluster.accelerator)
+    step = timeline.step_time_s
+    low, high = (float(p / closed.step_time_s) for p in (closed.p10_s, closed.p90_s))
+    parts = with_exposed_sends(breakdown(timeline), workload, cost, timeline)
+    accelerator = question.cluster.accelerator
+    days = float(run_days(question.tokens, strategy.tokens_per_step, step))
+    hours = float(gpu_hours(days, question.cluster.num_gpus))
+    usd = run_usd(hours, question.price)
+    rate = float(strategy.tokens_per_step) / step
+    return Prediction(
+        strategy=strategy, step_time_s=step, p10_s=step * low, p90_s=step * high, tokens_per_s=rate,
+        tokens_per_s_per_gpu=rate / float(strategy.world_size),
+        mfu=float(mfu(question.model, strategy, step, accelerator)),
+        hfu=float(hfu(question.model, strategy, step, accelerator)),
+        peak_memory_bytes=float(memory.peak_bytes), usable_memory_bytes=float(memory.usable_bytes),
+        memory_bytes={k: float(v) for k, v in memory.parts_bytes.items()}, fits=bool(memory.fits), breakdown_s=parts,
+        days=days, days_p10=days * low, days_p90=days * high, gpu_hours=hours, usd=None if usd is None else float(usd),
+    ), timeline

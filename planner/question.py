@@ -1,0 +1,79 @@
+"""The question: a model, a cluster, a token budget, and what is given of the step."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from profiles.files import BadInput
+from profiles.hardware import Cluster, Price, default_price
+from profiles.model import ModelSpec
+
+DEFAULT_TOKENS_PER_STEP = 4 * 2**20
+"""Tokens of one step where none are given: 4 Mi, as Llama 2 was trained (arXiv 2307.09288, section 2.2)."""
+DEFAULT_MAX_SEQ_LEN = 8192
+"""Longest sequence assumed where none is given: pre-training at more than 8192 is a stage of its own (arXiv 2407.21783)."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Question:
+    """What is asked; `assumptions` says in words what was not given and was filled in."""
+
+    model: ModelSpec
+    cluster: Cluster
+    cluster_text: str
+    tokens: float
+    seq_len: int
+    global_batch: int
+    precision: str
+    kernels: str
+    price: Price | None
+    assumptions: tuple[str, ...] = ()
+
+
+def ask(
+    model: ModelSpec, cluster: Cluster, *, tokens: float, cluster_text: str = "", seq_len: int | None = None,
+    global_batch: int | None = None, precision: str | None = None, kernels: str | None = None,
+    price: Price | None = None,
+) -> Question:
+    """Return a question with what is not given filled in, and each filling said."""
+    if tokens <= 0:
+        raise BadInput(f"tokens: must be more than zero (is {tokens:g}); write it like '15T'")
+    assumptions: list[str] = []
+    if seq_len is None:
+        seq_len = min(model.max_seq_len, DEFAULT_MAX_SEQ_LEN)
+        assumptions.append(f"sequence length {seq_len}: the model's context, at most {DEFAULT_MAX_SEQ_LEN}")
+    if seq_len < 1 or seq_len > model.max_seq_len:
+        raise BadInput(f"seq_len: must be from 1 to the model's context of {model.max_seq_len} (is {seq_len})")
+    if global_batch is None:
+        global_batch = _default_batch(seq_len, cluster.num_gpus)
+        assumptions.append(
+            f"global batch {global_batch} sequences ({global_batch * seq_len / 2**20:.3g} Mi tokens): about 4 Mi tokens "
+            "a step as for Llama 2 (arXiv 2307.09288), at least one sequence for each accelerator"
+        )
+    if global_batch < 1:
+        raise BadInput(f"global_batch: must be at least 1 sequence (is {global_batch})")
+    cuda = cluster.accelerator.device == "cuda"
+    if precision is None:
+        precision = "bf16" if cuda else "fp32"
+        assumptions.append(f"precision {precision}" + (" with fp32 master weights and gradients" if cuda else ""))
+    if kernels is None:
+        kernels = "fused" if cuda else "eager"
+        assumptions.append(f"kernels {kernels}" + (": pointwise chains compiled into one" if cuda else ""))
+    price = price or default_price(cluster.accelerator)
+    if price:
+        assumptions.append(
+            f"{price.usd_per_gpu_hour:g} USD per GPU-hour, {price.term}, {price.provider}, as of {price.date} "
+            f"({price.source})"
+        )
+    assumptions.append("no failures, restarts, evaluation or checkpoint stalls: days are those of an undisturbed run")
+    return Question(
+        model=model, cluster=cluster, cluster_text=cluster_text or f"{cluster.name}:{cluster.num_nodes}",
+        tokens=tokens, seq_len=seq_len, global_batch=global_batch, precision=precision, kernels=kernels, price=price,
+        assumptions=tuple(assumptions),
+    )
+
+
+def _default_batch(seq_len: int, num_gpus: int) -> int:
+    """Return sequences for about 4 Mi tokens: the multiple of the accelerators' number nearest below, at least that."""
+    wanted = max(1, DEFAULT_TOKENS_PER_STEP // seq_len)
+    return max(num_gpus, wanted // num_gpus * num_gpus)

@@ -1,0 +1,84 @@
+"""The torch kernels that the executor trains with and the profiler times: one home, so what is timed is what runs.
+
+Shapes: B batch, S sequence, H heads, D head dim, C channels. Needs torch.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class _RMSNorm(torch.autograd.Function):
+    """RMSNorm that keeps only its input and one number a row, as CUDA's fused kernel does.
+
+    torch's composite on CPU keeps a second [rows, cols] tensor. y = x w / rms(x), arXiv 1910.07467 equation 4.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        inverse = torch.rsqrt(x.float().square().mean(-1, keepdim=True) + eps)
+        ctx.save_for_backward(x, weight, inverse)
+        return ((x * inverse).to(x.dtype)) * weight
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+        x, weight, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
+        normed = x * inverse
+        grad_weight = (grad * normed).flatten(0, -2).sum(0)
+        scaled = grad * weight
+        grad_x = inverse * (scaled - normed * (scaled * normed).mean(-1, keepdim=True))
+        return grad_x.to(x.dtype), grad_weight.to(weight.dtype), None
+
+
+def rms_norm(x_BSC: Tensor, weight_C: Tensor, eps: float) -> Tensor:
+    """Return RMSNorm over the last dim."""
+    if x_BSC.device.type == "cuda":
+        return F.rms_norm(x_BSC, weight_C.shape, weight_C, eps)
+    result: Tensor = _RMSNorm.apply(x_BSC, weight_C, eps)  # type: ignore[no-untyped-call]
+    return result
+
+
+def layer_norm(x_BSC: Tensor, weight_C: Tensor, bias_C: Tensor, eps: float) -> Tensor:
+    """Return LayerNorm over the last dim."""
+    return F.layer_norm(x_BSC, weight_C.shape, weight_C, bias_C, eps)
+
+
+def rope_tables(seq_len: int, head_dim: int, theta: float, device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
+    """Return cos and sin of the rotary angles, each [S, D] (halves repeated). arXiv 2104.09864 section 3.2.2."""
+    inverse = 1.0 / theta ** (torch.arange(0, head_dim, 2, device=device, dtype=torch.float32) / head_dim)
+    angles = torch.outer(torch.arange(seq_len, device=device, dtype=torch.float32), inverse)
+    angles = torch.cat((angles, angles), dim=-1)
+    return angles.cos(), angles.sin()
+
+
+def rope(x_BSHD: Tensor, cos_SD: Tensor, sin_SD: Tensor) -> Tensor:
+    """Return x with its head dim rotated by position (the half-split pairing of the Hugging Face layout)."""
+    first, second = x_BSHD.chunk(2, dim=-1)
+    turned = torch.cat((-second, first), dim=-1)
+    return x_BSHD * cos_SD[:, None, :].to(x_BSHD.dtype) + turned * sin_SD[:, None, :].to(x_BSHD.dtype)
+
+
+def swiglu(gate: Tensor, up: Tensor) -> Tensor:
+    """Return silu(gate) * up. arXiv 2002.05202."""
+    return F.silu(gate) * up
+
+
+def gelu(x: Tensor) -> Tensor:
+    """Return GELU in its tanh form, as GPT-2 has it. arXiv 1606.08415."""
+    return F.gelu(x, approximate="tanh")
+
+
+def attention(q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:
+    """Return causal attention [B, S, H, D]; fewer key-value heads than heads are shared."""
+    out = F.scaled_dot_product_attention(
+        q_BSHD.transpose(1, 2), k_BSHD.transpose(1, 2), v_BSHD.transpose(1, 2),
+        is_causal=True, enable_gqa=q_BSHD.shape[2] != k_BSHD.shape[2],
+    )
+    return out.transpose(1, 2)
+
+
+def cross_entropy(logits_BSC: Tensor, targets_BS: Tensor) -> Tensor:
+    """Return the mean token loss, in fp32."""
+    return F.cross_entropy(logits_BSC.flatten(0, 1).float(), targets_BS.flatten(0, 1))

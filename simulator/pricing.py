@@ -1,0 +1,112 @@
+"""From work to seconds: each part's passes, its collectives and its update, priced once for estimate and replay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from profiles.collectives import Collective
+from profiles.cost import CostModel
+from profiles.model import Part
+from profiles.ops import Num
+from simulator.layout import ranks_per_node
+from simulator.strategy import Strategy
+from simulator.workload import PartWork, Work, Workload
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Seconds:
+    """Computation and tensor-parallel communication of a pass, in seconds, and their spreads times seconds."""
+
+    compute_s: Num = 0.0
+    tp_s: Num = 0.0
+    compute_spread_s: Num = 0.0
+    tp_spread_s: Num = 0.0
+
+    @property
+    def total_s(self) -> Num:
+        """Return computation and communication: tensor-parallel collectives stand in line with the matmuls."""
+        return self.compute_s + self.tp_s
+
+    def __add__(self, other: Seconds) -> Seconds:
+        return Seconds(
+            compute_s=self.compute_s + other.compute_s, tp_s=self.tp_s + other.tp_s,
+            compute_spread_s=self.compute_spread_s + other.compute_spread_s,
+            tp_spread_s=self.tp_spread_s + other.tp_spread_s,
+        )
+
+    def __mul__(self, times: Num) -> Seconds:
+        return Seconds(compute_s=self.compute_s * times, tp_s=self.tp_s * times,
+                       compute_spread_s=self.compute_spread_s * times, tp_spread_s=self.tp_spread_s * times)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PartSeconds:
+    """Seconds of one part of one micro-batch on one rank; backward includes what recomputation repeats."""
+
+    forward: Seconds
+    backward: Seconds
+    gather_s: Num
+    reduce_s: Num
+    update_s: Num
+    regather_s: Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Prices:
+    """All seconds of a workload: by part, and of one send between stages."""
+
+    parts: dict[Part, PartSeconds]
+    send_s: Num
+    comm_spread: Num
+    overlaps: bool
+
+
+def price(workload: Workload, cost: CostModel) -> Prices:
+    """Return the seconds of every part of a workload on a cluster."""
+    strategy = workload.strategy
+    send = cost.collective(workload.send, _per_node(strategy, cost, "pp"))
+    some_reduce = workload.parts["layer"].reduce[0]
+    return Prices(
+        parts={name: _part_seconds(part, strategy, cost) for name, part in workload.parts.items()},
+        send_s=np.where(np.asarray(strategy.pp) > 1, send.seconds, 0.0),
+        comm_spread=cost.collective(some_reduce, _per_node(strategy, cost, "dp")).spread,
+        overlaps=cost.overlaps,
+    )
+
+
+def _per_node(strategy: Strategy, cost: CostModel, axis: str) -> Num:
+    """Return members of a group in one node; a send between stages counts its two ends."""
+    per_node = ranks_per_node(strategy, axis, cost.cluster.gpus_per_node)
+    return np.minimum(per_node, 2) if axis == "pp" else per_node
+
+
+def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSeconds:
+    recompute = np.asarray(strategy.recompute)
+    backward = _seconds(part.backward, strategy, cost)
+    if np.any(recompute == "full"):
+        backward = backward + _seconds(part.recompute_full, strategy, cost) * (recompute == "full")
+    if np.any(recompute == "selective"):
+        backward = backward + _seconds(part.recompute_selective, strategy, cost) * (recompute == "selective")
+
+    def dp_s(collective: Collective) -> Num:
+        return cost.collective(collective, _per_node(strategy, cost, "dp")).seconds
+
+    return PartSeconds(
+        forward=_seconds(part.forward, strategy, cost), backward=backward,
+        gather_s=dp_s(part.gather), reduce_s=sum(dp_s(c) for c in part.reduce),
+        update_s=cost.kernel(part.update).seconds, regather_s=dp_s(part.regather),
+    )
+
+
+def _seconds(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
+    result = Seconds()
+    for item in work:
+        if isinstance(item, Collective):
+            c = cost.collective(item, _per_node(strategy, cost, item.axis))
+            result = result + Seconds(tp_s=c.seconds, tp_spread_s=c.seconds * c.spread)
+        else:
+            c = cost.kernel(item)
+            result = result + Seconds(compute_s=c.seconds, compute_spread_s=c.seconds * c.spread)
+    return result

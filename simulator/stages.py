@@ -1,0 +1,121 @@
+"""Seconds of a stage: its parts in a row, with the collectives over dp that run beside them.
+
+Two streams per rank: computation, and communication over dp. In front of each part its weights may have to be
+gathered (ZeRO-2, 3: one part ahead of the computation, as FSDP prefetches); behind each part's backward its
+gradients are reduced. Where communication cannot hide (CPU), the two streams are one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from profiles.model import Part
+from profiles.ops import Num
+from simulator.pricing import Prices, Seconds
+from simulator.strategy import Strategy
+
+
+class Run(NamedTuple):
+    """`num` like parts in a row: seconds each of computation (with tp), of the gather before, of the reduction after."""
+
+    num: Num
+    compute_s: Num
+    gather_s: Num
+    reduce_s: Num
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StageSeconds:
+    """One stage: its passes of one micro-batch, the tail of reductions after its last backward, its update.
+
+    `last_backward_s` is the backward of the last micro-batch, where ZeRO-0 and 1 reduce gradients. `first_forward_s`
+    gathers weights that later micro-batches of a pipeline find gathered (ZeRO-2).
+    """
+
+    forward: Seconds
+    backward: Seconds
+    forward_s: Num
+    first_forward_s: Num
+    backward_s: Num
+    last_backward_s: Num
+    tail_s: Num
+    update_s: Num
+    regather_s: Num
+
+
+def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Num]]) -> StageSeconds:
+    """Return the seconds of a stage made of these parts: a list of (part, how many in a row), each at least one."""
+    zero = np.asarray(strategy.zero)
+    piped = np.asarray(strategy.pp) > 1
+    each_time = (zero >= 2) & ~piped
+
+    def runs(pass_: str, gathers: Num, reduces: Num) -> list[Run]:
+        order = parts if pass_ == "forward" else parts[::-1]
+        priced = [(num, prices.parts[name]) for name, num in order]
+        return [
+            Run(num, getattr(p, pass_).total_s, p.gather_s * gathers, p.reduce_s * reduces) for num, p in priced
+        ]
+
+    forward = sum((prices.parts[p].forward * n for p, n in parts), Seconds())
+    backward = sum((prices.parts[p].backward * n for p, n in parts), Seconds())
+    # with a pipeline, FSDP keeps gathered weights (ZeRO-2) and whole gradients until the last micro-batch
+    keeps = (zero == 2) & piped
+    gather_forward, gather_backward = zero >= 2, zero == 3
+    plain, _ = chain_s(runs("backward", gather_backward, each_time), prices.overlaps)
+    blocked, blocked_tail = chain_s(runs("backward", gather_backward, zero >= 2), prices.overlaps)
+    queued = runs("backward", 0.0, zero <= 1)
+    return StageSeconds(
+        forward=forward, backward=backward,
+        forward_s=chain_s(runs("forward", gather_forward & ~keeps, 0.0), prices.overlaps)[0],
+        first_forward_s=chain_s(runs("forward", gather_forward, 0.0), prices.overlaps)[0],
+        # the tail of an earlier micro-batch hides behind the next forward
+        backward_s=plain,
+        last_backward_s=np.where(zero >= 2, blocked, backward.total_s),
+        tail_s=np.where(zero >= 2, blocked_tail, queue_tail_s(queued, prices.overlaps)),
+        update_s=sum(prices.parts[p].update_s * n for p, n in parts),
+        regather_s=sum(prices.parts[p].regather_s * n for p, n in parts),
+    )
+
+
+def chain_s(runs: list[Run], overlaps: bool) -> tuple[Num, Num]:
+    """Return seconds of parts whose gathers run one part ahead and whose reductions hold up the next but one.
+
+    busy = g_1 + sum over parts of max(compute, gather of the next + reduction of the one before); the last
+    reduction is the tail. The waiting rules are those of torch's `fully_shard`. Without overlap all adds up.
+    """
+    if not overlaps:
+        busy = sum(r.num * (r.compute_s + r.gather_s) for r in runs)
+        return busy + sum(r.num * r.reduce_s for r in runs), 0.0
+    busy = runs[0].gather_s
+    for i, (num, compute, gather, reduce) in enumerate(runs):
+        before = runs[i - 1].reduce_s if i else 0.0
+        after = runs[i + 1].gather_s if i + 1 < len(runs) else 0.0
+        alone = np.maximum(compute, after + before)
+        ends = np.maximum(compute, gather + before) + np.maximum(compute, after + reduce)
+        inner = np.maximum(0, np.asarray(num) - 2) * np.maximum(compute, gather + reduce)
+        busy = busy + np.where(np.asarray(num) == 1, alone, ends + inner)
+    return busy, runs[-1].reduce_s
+
+
+def queue_tail_s(runs: list[Run], overlaps: bool) -> Num:
+    """Return seconds by which reductions, queued as parts finish their backward, outlast the computation.
+
+    The end of a first-in-first-out queue: max over parts i of (ready_i + reductions from i on); inside a run of
+    like parts this is linear in i, so its first and last part decide.
+    """
+    total_reduce = sum(r.num * r.reduce_s for r in runs)
+    if not overlaps:
+        return total_reduce
+    total_compute = sum(r.num * r.compute_s for r in runs)
+    ready: Num = 0.0
+    reduced: Num = 0.0
+    end: Num = 0.0
+    for num, compute, _, reduce in runs:
+        first = ready + compute + total_reduce - reduced
+        last = ready + num * compute + total_reduce - reduced - (num - 1) * reduce
+        end = np.maximum(end, np.maximum(first, last))
+        ready, reduced = ready + num * compute, reduced + num * reduce
+    return np.where(total_reduce > 0, np.maximum(0.0, end - total_compute), 0.0)
