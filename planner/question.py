@@ -11,7 +11,7 @@ from profiles.model import ModelSpec
 DEFAULT_TOKENS_PER_STEP = 4 * 2**20
 """Tokens of one step where none are given: 4 Mi, as Llama 2 was trained (arXiv 2307.09288, section 2.2)."""
 DEFAULT_MAX_SEQ_LEN = 8192
-"""Longest sequence assumed where none is given: pre-training at more than 8192 is a stage of its own (arXiv 2407.21783)."""
+"""Longest sequence assumed where none is given: longer context is a stage of its own (arXiv 2407.21783, 3.4.2)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,8 +47,8 @@ def ask(
     if global_batch is None:
         global_batch = _default_batch(seq_len, cluster.num_gpus)
         assumptions.append(
-            f"global batch {global_batch} sequences ({global_batch * seq_len / 2**20:.3g} Mi tokens): about 4 Mi tokens "
-            "a step as for Llama 2 (arXiv 2307.09288), at least one sequence for each accelerator"
+            f"global batch {global_batch} sequences ({global_batch * seq_len / 2**20:.3g} Mi tokens): about 4 Mi "
+            "tokens a step as for Llama 2 (arXiv 2307.09288), at least one sequence for each accelerator"
         )
     if global_batch < 1:
         raise BadInput(f"global_batch: must be at least 1 sequence (is {global_batch})")

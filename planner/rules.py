@@ -10,8 +10,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from profiles.ops import Num
 from planner.question import Question
+from profiles.ops import Num
 from simulator.strategy import Strategy
 
 

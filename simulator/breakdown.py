@@ -35,7 +35,9 @@ def breakdown(timeline: Timeline, step_time_s: float | None = None) -> dict[str,
     return parts
 
 
-def with_exposed_sends(parts: dict[str, float], workload: Workload, cost: CostModel, timeline: Timeline) -> dict[str, float]:
+def with_exposed_sends(
+    parts: dict[str, float], workload: Workload, cost: CostModel, timeline: Timeline
+) -> dict[str, float]:
     """Return a breakdown with the sends' share of the bubble: how much shorter the step is if sends take no time."""
     if workload.strategy.pp == 1:
         return parts

@@ -78,10 +78,7 @@ def lay_out_stage(units: list[Unit], strategy: Strategy, overlaps: bool) -> Stag
     keeps = zero == 2 and piped
     back = units[::-1]
     backward = lay_out_chain(back, "B", zero == 3, zero >= 2 and not piped, overlaps)
-    if zero >= 2:
-        last = lay_out_chain(back, "B", zero == 3, True, overlaps)
-    else:
-        last = lay_out_queue(back, overlaps)
+    last = lay_out_chain(back, "B", zero == 3, True, overlaps) if zero >= 2 else lay_out_queue(back, overlaps)
     return Stage(
         first_forward=lay_out_chain(units, "F", gathers, False, overlaps),
         forward=lay_out_chain(units, "F", gathers and not keeps, False, overlaps),

@@ -19,7 +19,7 @@ from simulator.strategy import Strategy
 
 
 class Run(NamedTuple):
-    """`num` like parts in a row: seconds each of computation (with tp), of the gather before, of the reduction after."""
+    """`num` like parts in a row: seconds of computation (with tp), of the gather before, of the reduction after."""
 
     num: Num
     compute_s: Num

@@ -40,7 +40,8 @@ def format_table(table: Table) -> str:
 
 def parse_table(text: str) -> Table:
     """Return the table in CSV text; empty cells are idle slots and are left out."""
-    return [[parse_action(cell) for cell in line.split(",") if cell.strip()] for line in text.splitlines() if line.strip()]
+    rows = [line.split(",") for line in text.splitlines() if line.strip()]
+    return [[parse_action(cell) for cell in row if cell.strip()] for row in rows]
 
 
 def check_table(table: Table, num_stages: int, num_microbatches: int) -> None:

@@ -1,0 +1,231 @@
+"""The plan: the question, the choice, what is predicted, who came next and why the others lost. A YAML file.
+
+Everything needed to replay, run and audit it stands in the file; numbers are SI, their unit ends their name.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
+
+from planner.predict import Prediction
+from planner.question import Question, ask
+from planner.rules import illegal_reason
+from planner.search import Found
+from profiles import files
+from profiles.efficiency import load_efficiency
+from profiles.families import FAMILIES, check_spec
+from profiles.files import BadInput
+from profiles.hardware import Price, load_cluster, with_num_gpus
+from profiles.model import ModelSpec
+from simulator.strategy import MODES, PRECISIONS, RECOMPUTE, SCHEDULES, Strategy
+
+SCHEMA = "headway.plan/1"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """A plan; predictions are mappings in the keys of `Prediction`, as they stand in the file."""
+
+    question: Question
+    strategy: Strategy
+    profile: Path | None
+    prediction: dict[str, Any]
+    runners_up: tuple[dict[str, Any], ...]
+    strategies_total: int
+    strategies_priced: int
+    rejected: dict[str, int]
+    rejected_examples: tuple[dict[str, Any], ...]
+    inputs: dict[str, str]
+
+
+class _Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid")
+
+
+class StrategyFile(_Strict):
+    """A strategy in a plan file; people edit it."""
+
+    dp: PositiveInt = 1
+    tp: PositiveInt = 1
+    cp: PositiveInt = 1
+    pp: PositiveInt = 1
+    ep: PositiveInt = 1
+    zero: int = Field(default=0, ge=0, le=3)
+    recompute: str = "none"
+    precision: str = "bf16"
+    kernels: str = "eager"
+    schedule: str = "1F1B"
+    chunks: PositiveInt = 1
+    micro_batch: PositiveInt = 1
+    num_microbatches: PositiveInt = 1
+    seq_len: PositiveInt
+
+    @field_validator("recompute", "precision", "kernels", "schedule")
+    @classmethod
+    def _known(cls, value: str, info: Any) -> str:
+        known = {"recompute": RECOMPUTE, "precision": PRECISIONS, "kernels": MODES, "schedule": SCHEDULES}
+        if value not in known[info.field_name]:
+            raise ValueError(f"must be one of {', '.join(known[info.field_name])}")
+        return value
+
+
+class PriceFile(_Strict):
+    """A price in a plan file."""
+
+    usd_per_gpu_hour: float = Field(ge=0)
+    term: str
+    provider: str
+    date: str
+    source: str
+
+
+class QuestionFile(_Strict):
+    """The question in a plan file."""
+
+    model: dict[str, Any]
+    cluster: str
+    num_gpus: PositiveInt
+    profile: str | None = None
+    tokens: float = Field(gt=0)
+    price: PriceFile | None = None
+    assumptions: list[str] = []
+
+
+class PlanFile(BaseModel):
+    """A plan file; unknown keys beside these are kept out."""
+
+    model_config = ConfigDict(extra="forbid", populate_by_name=True)
+    schema_: Literal["headway.plan/1"] = Field(alias="schema")
+    question: QuestionFile
+    strategy: StrategyFile
+    prediction: dict[str, Any]
+    runners_up: list[dict[str, Any]] = []
+    strategies_total: int = 0
+    strategies_priced: int = 0
+    rejected: dict[str, int] = {}
+    rejected_examples: list[dict[str, Any]] = []
+    inputs: dict[str, str] = {}
+
+
+def plan_from_search(question: Question, found: Found, profile: str | Path | None = None) -> Plan:
+    """Return the plan of a search that found something."""
+    assert found.best is not None
+    return plan_from_prediction(
+        question, found.best, profile, runners_up=tuple(_summary(p) for p in found.runners_up),
+        strategies_total=found.strategies_total, strategies_priced=found.strategies_priced, rejected=found.rejected,
+        rejected_examples=tuple(
+            {"strategy": r.strategy.describe(), "rule": r.rule, "reason": r.reason} for r in found.rejected_examples
+        ),
+    )
+
+
+def plan_from_prediction(
+    question: Question, prediction: Prediction, profile: str | Path | None, **search_results: Any
+) -> Plan:
+    """Return the plan of one strategy that was given."""
+    empty: dict[str, Any] = {"runners_up": (), "strategies_total": 1, "strategies_priced": 1, "rejected": {},
+                             "rejected_examples": ()}
+    return Plan(
+        question=question, strategy=prediction.strategy, profile=Path(profile).resolve() if profile else None,
+        prediction=_summary(prediction), inputs=_hashes(question, profile), **(empty | search_results),
+    )
+
+
+def _summary(prediction: Prediction) -> dict[str, Any]:
+    data: dict[str, Any] = _rounded(prediction.as_dict())
+    return data
+
+
+def _rounded(value: Any) -> Any:
+    """Return numbers with seven significant digits, so that a file shows figures and not arithmetic noise."""
+    if isinstance(value, float):
+        return float(f"{value:.7g}")
+    if isinstance(value, dict):
+        return {k: _rounded(v) for k, v in value.items()}
+    return value
+
+
+def _hashes(question: Question, profile: str | Path | None) -> dict[str, str]:
+    cluster = {f.name: getattr(question.cluster, f.name) for f in fields(question.cluster) if f.name != "table"}
+    cluster["accelerator"] = asdict(question.cluster.accelerator)
+    inputs: dict[str, Any] = {"model": asdict(question.model), "cluster": cluster}
+    if question.cluster.table is None:
+        inputs["efficiency"] = load_efficiency(question.cluster.accelerator.laws).model_dump()
+    hashes = {name: _sha256(json.dumps(v, sort_keys=True, default=str).encode()) for name, v in inputs.items()}
+    if profile is not None:
+        hashes["profile"] = _sha256(files.read_text(profile).encode())
+    return hashes
+
+
+def _sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def write_plan(plan: Plan, path: str | Path) -> Path:
+    """Write a plan file; the profile is named relative to it, so that a folder can be moved."""
+    question, path = plan.question, Path(path)
+    data = {
+        "schema": SCHEMA,
+        "question": {
+            "model": asdict(question.model), "cluster": question.cluster_text, "num_gpus": question.cluster.num_gpus,
+            "profile": os.path.relpath(plan.profile, path.resolve().parent) if plan.profile else None,
+            "tokens": question.tokens,
+            "price": asdict(question.price) if question.price else None, "assumptions": list(question.assumptions),
+        },
+        "strategy": asdict(plan.strategy),
+        "prediction": plan.prediction,
+        "runners_up": list(plan.runners_up),
+        "strategies_total": plan.strategies_total, "strategies_priced": plan.strategies_priced,
+        "rejected": plan.rejected, "rejected_examples": list(plan.rejected_examples), "inputs": plan.inputs,
+    }
+    return files.write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
+
+
+def read_plan(path: str | Path) -> Plan:
+    """Read a plan file; a strategy that a person made illegal is a `BadInput` with the rule's sentence."""
+    path = Path(path)
+    raw = files.read_mapping(path)
+    if raw.get("schema") != SCHEMA:
+        raise BadInput(f"{path}: schema: is {raw.get('schema')!r}; a plan file starts with 'schema: {SCHEMA}'")
+    file = files.validate(PlanFile, raw, str(path))
+    q, strategy = file.question, Strategy(**file.strategy.model_dump())
+    profile = (path.parent / q.profile).resolve() if q.profile else None
+    cluster = with_num_gpus(load_cluster(q.cluster, profile), q.num_gpus)
+    question = ask(
+        _model(q.model, str(path)), cluster, tokens=q.tokens, cluster_text=q.cluster, seq_len=strategy.seq_len,
+        global_batch=strategy.global_batch, precision=strategy.precision, kernels=strategy.kernels,
+        price=Price(**q.price.model_dump()) if q.price else None,
+    )
+    question = replace(question, assumptions=tuple(q.assumptions), price=question.price if q.price else None)
+    reason = illegal_reason(strategy, question)
+    if reason:
+        raise BadInput(f"{path}: strategy: {reason}")
+    return Plan(
+        question=question, strategy=strategy, profile=profile, prediction=file.prediction,
+        runners_up=tuple(file.runners_up), strategies_total=file.strategies_total,
+        strategies_priced=file.strategies_priced, rejected=file.rejected,
+        rejected_examples=tuple(file.rejected_examples), inputs=file.inputs,
+    )
+
+
+def _model(data: dict[str, Any], origin: str) -> ModelSpec:
+    known = {f.name for f in fields(ModelSpec)}
+    for field in data:
+        if field not in known:
+            raise BadInput(f"{origin}: question.model.{field}: is not a field of a model; known are {', '.join(known)}")
+    try:
+        spec = ModelSpec(**data)
+    except TypeError as e:
+        raise BadInput(f"{origin}: question.model: {str(e).split('() ')[-1]}") from None
+    if spec.family not in FAMILIES:
+        raise BadInput(f"{origin}: question.model.family: {spec.family!r} is not known; known are {', '.join(FAMILIES)}")
+    check_spec(spec)
+    return spec
