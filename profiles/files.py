@@ -62,7 +62,7 @@ def validate(model: type[T], data: dict[str, Any], origin: str) -> T:
         field = ".".join(str(p) for p in first["loc"]) or "(file)"
         value = first.get("input")
         shown = "" if first["type"] == "missing" or isinstance(value, dict) else f" (is {value!r})"
-        message = first["msg"].removeprefix("Value error, ")
+        message = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
         raise BadInput(f"{origin}: {field}: {message}{shown}") from None
 
 

@@ -82,7 +82,7 @@ class _Strict(BaseModel):
 class FigureFile(_Strict):
     """A figure as people write it: a value with its unit, and its source."""
 
-    value: str
+    value: str | float
     source: str
 
 

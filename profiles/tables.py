@@ -54,7 +54,7 @@ class MeasuredTable:
 def table_from_rows(head: dict[str, Any], rows: list[dict[str, Any]]) -> MeasuredTable:
     """Return a table from measured rows; columns that a row lacks stay empty."""
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
-    frame[list(TEXT)] = frame[list(TEXT)].fillna("").astype(str)
+    frame[list(TEXT)] = frame[list(TEXT)].astype(object).fillna("").astype(str)
     return MeasuredTable(head=head, rows=frame)
 
 

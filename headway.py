@@ -1,0 +1,368 @@
+"""The command line: thin verbs over public functions of the rooms."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import typer
+from rich.table import Table
+from typer.exceptions import TyperException
+
+from executor.engine import refusal
+from executor.launch import launch
+from executor.run import Job, read_run
+from planner.plan import Plan, plan_from_prediction, plan_from_search, read_plan, write_plan
+from planner.predict import predict
+from planner.question import Question, ask
+from planner.rules import illegal_reason
+from planner.search import search
+from planner.shapes import model_cases
+from profiles import files
+from profiles.families import load_model
+from profiles.files import BadInput
+from profiles.hardware import Price, load_cluster, with_num_gpus
+from profiles.measure import measure_machine, num_devices
+from profiles.tables import write_table
+from profiles.units import parse
+from reports.compare import compare_plan_run, compare_plans, comparison_table
+from reports.console import (
+    catalog_rows,
+    console,
+    plan_json,
+    prediction_table,
+    progress,
+    rejected_table,
+    runners_up_table,
+    status,
+)
+from reports.page import write_page
+from reports.quickstart import quickstart as run_quickstart
+from simulator.replay import rank_names
+from simulator.strategy import Strategy
+from simulator.timeline import chrome_trace
+
+app = typer.Typer(
+    add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
+    help="Plan, simulate and run large-model training: will it fit, which strategy, how fast, how long, at what cost.",
+)
+
+Model = Annotated[str, typer.Argument(help="Catalogue name, a Hugging Face config.json, or a YAML with its keys.")]
+ClusterArg = Annotated[str, typer.Argument(help="Catalogue name and nodes ('dgx-h100:16'), a YAML, or 'local[:ranks]'.")]
+PlanArg = Annotated[Path, typer.Argument(help="A plan file, as `headway plan` writes it.")]
+Tokens = Annotated[str, typer.Option(help="Token budget of the run, like 15T.")]
+Gpus = Annotated[int | None, typer.Option(help="Use only that many accelerators of the cluster.")]
+SeqLen = Annotated[int | None, typer.Option(help="Sequence length, tokens. [the model's context, at most 8192]")]
+GlobalBatch = Annotated[int | None, typer.Option(help="Sequences in a step, over all ranks. [about 4 Mi tokens]")]
+Precision = Annotated[str | None, typer.Option(help="bf16 or fp32. [bf16 on GPUs, fp32 on CPU]")]
+Kernels = Annotated[str | None, typer.Option(help="eager, or fused (torch.compile). [fused on GPUs, eager on CPU]")]
+PriceOption = Annotated[str | None, typer.Option("--price", help="Override the price, like '2.20 USD/h' per GPU.")]
+Profile = Annotated[Path | None, typer.Option(help="A profile file, for the cluster 'local'.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, SI numbers, nothing else.")]
+
+
+def _question(
+    model: str, cluster: str, tokens: str, gpus: int | None, seq_len: int | None, global_batch: int | None,
+    precision: str | None, kernels: str | None, price: str | None, profile: Path | None,
+) -> Question:
+    machine = load_cluster(cluster, profile)
+    if gpus is not None:
+        machine = with_num_gpus(machine, gpus)
+    given = None if price is None else Price(
+        usd_per_gpu_hour=parse(price, "usd_per_hour", "price"), term="given", provider="command line", date="now",
+        source="--price",
+    )
+    return ask(
+        load_model(model), machine, tokens=parse(tokens, "count", "tokens"), cluster_text=cluster, seq_len=seq_len,
+        global_batch=global_batch, precision=precision, kernels=kernels, price=given,
+    )
+
+
+def _print_json(data: dict[str, Any]) -> None:
+    print(json.dumps(data, indent=2, allow_nan=False))
+
+
+@app.command()
+def catalog(
+    kind: Annotated[str, typer.Argument(help="models, accelerators, clusters or prices.")] = "models",
+    as_json: Json = False,
+) -> None:
+    """List what the catalogue holds, with sources."""
+    if kind not in ("models", "accelerators", "clusters", "prices"):
+        raise BadInput(f"kind: {kind!r} is not in the catalogue; it has models, accelerators, clusters, prices")
+    head, rows = catalog_rows(kind)
+    if as_json:
+        _print_json({kind: [dict(zip(head, row, strict=True)) for row in rows]})
+        return
+    table = Table(*head)
+    for row in rows:
+        table.add_row(*row)
+    console.print(table)
+
+
+@app.command()
+def profile(
+    out: Annotated[Path, typer.Option(help="The profile file to write.")] = Path("profile.csv"),
+    ranks: Annotated[int | None, typer.Option(help="Processes that measure at once. [one for each core or GPU]")] = None,
+    seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 45.0,
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    model: Annotated[str | None, typer.Option(help="Measure the very shapes that this model needs, too.")] = None,
+    seq_len: SeqLen = None,
+    global_batch: GlobalBatch = None,
+    as_json: Json = False,
+) -> None:
+    """Measure this machine: kernels, collectives, memory copy and disk."""
+    num_ranks = ranks if ranks is not None else num_devices(device)
+    files.make_folder(out.resolve().parent)
+    cases = model_cases(load_model(model), num_ranks, device, seq_len, global_batch) if model else []
+    with progress("measuring this machine") as advance:
+        table = measure_machine(
+            num_ranks=num_ranks, cases=cases, device=device, seconds=seconds, folder=out.resolve().parent,
+            on_progress=lambda stage, share: advance(share, stage),
+        )
+    write_table(table, out)
+    if as_json:
+        _print_json({"path": str(out), "rows": len(table.rows)} | table.head)
+    else:
+        console.print(f"{len(table.rows)} measured costs of {num_ranks} ranks in {out}", soft_wrap=True)
+
+
+@app.command()
+def estimate(
+    model: Model,
+    cluster: ClusterArg,
+    dp: Annotated[int | None, typer.Option(help="Data-parallel degree. [what the others leave]")] = None,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel degree, with sequence parallelism.")] = 1,
+    pp: Annotated[int, typer.Option(help="Pipeline-parallel degree.")] = 1,
+    zero: Annotated[int, typer.Option(help="ZeRO level, 0 to 3.")] = 0,
+    recompute: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
+    schedule: Annotated[str, typer.Option(help="1F1B or GPipe.")] = "1F1B",
+    micro_batch: Annotated[int, typer.Option(help="Sequences in a micro-batch.")] = 1,
+    tokens: Tokens = "1T",
+    gpus: Gpus = None,
+    seq_len: SeqLen = None,
+    global_batch: GlobalBatch = None,
+    precision: Precision = None,
+    kernels: Kernels = None,
+    price: PriceOption = None,
+    profile: Profile = None,
+    out: Annotated[Path | None, typer.Option(help="Write the strategy as a plan file, too.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Price one given strategy: step time, memory, days, dollars. Exit status 1 if it does not fit."""
+    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, price, profile)
+    strategy = _given_strategy(question, dp, tp, pp, zero, recompute, schedule, micro_batch)
+    prediction, _ = predict(question, strategy)
+    plan_ = plan_from_prediction(question, prediction, profile)
+    if out is not None:
+        write_plan(plan_, out)
+    if as_json:
+        _print_json(plan_.prediction)
+    else:
+        console.print(prediction_table(plan_.prediction, strategy, _title(question)))
+        _print_assumptions(question)
+    raise typer.Exit(0 if prediction.fits else 1)
+
+
+def _given_strategy(
+    question: Question, dp: int | None, tp: int, pp: int, zero: int, recompute: str, schedule: str, micro_batch: int
+) -> Strategy:
+    for name, value in (("dp", dp), ("tp", tp), ("pp", pp), ("micro-batch", micro_batch)):
+        if value is not None and value < 1:
+            raise BadInput(f"{name}: must be at least 1 (is {value})")
+    num = question.cluster.num_gpus
+    if dp is None and num % (tp * pp):
+        raise BadInput(f"dp: tp {tp} x pp {pp} = {tp * pp} does not divide the {num} accelerators")
+    dp = dp or num // (tp * pp)
+    strategy = Strategy(
+        dp=dp, tp=tp, pp=pp, zero=zero, recompute=recompute, schedule=schedule, micro_batch=micro_batch,
+        num_microbatches=max(1, question.global_batch // (dp * micro_batch)), seq_len=question.seq_len,
+        precision=question.precision, kernels=question.kernels,
+    )
+    reason = illegal_reason(strategy, question)
+    if reason:
+        raise BadInput(f"strategy: {reason}")
+    return strategy
+
+
+def _title(question: Question) -> str:
+    return f"{question.model.name} on {question.cluster_text} ({question.cluster.num_gpus} x {question.cluster.accelerator.title})"
+
+
+def _print_assumptions(question: Question) -> None:
+    console.print("Assumed:", style="bold")
+    for line in question.assumptions:
+        console.print(f"  {line}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def plan(
+    model: Model,
+    cluster: ClusterArg,
+    tokens: Tokens,
+    gpus: Gpus = None,
+    seq_len: SeqLen = None,
+    global_batch: GlobalBatch = None,
+    precision: Precision = None,
+    kernels: Kernels = None,
+    price: PriceOption = None,
+    profile: Profile = None,
+    runnable: Annotated[bool, typer.Option(help="Only strategies that `headway run` can run. [on for 'local']")] = False,
+    out: Annotated[Path, typer.Option(help="The plan file to write; the page goes beside it.")] = Path("plan.yaml"),
+    as_json: Json = False,
+) -> None:
+    """Choose the strategy: price all of them, replay the best, write plan and page. Exit status 1 if nothing fits."""
+    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, price, profile)
+    files.make_folder(out.resolve().parent)
+    device = question.cluster.accelerator.device
+    engine_only = runnable or question.cluster.table is not None
+    with progress("searching strategies") as advance:
+        found = search(
+            question, (lambda s: refusal(s, question.model, device)) if engine_only else None, lambda x: advance(x, "")
+        )
+    if found.best is None:
+        if as_json:
+            _print_json({"best": None, "strategies_total": found.strategies_total, "rejected": found.rejected})
+        else:
+            console.print(rejected_table(found))
+        status.print(f"headway: nothing fits: no strategy of {found.strategies_total:,} does", soft_wrap=True)
+        raise typer.Exit(1)
+    plan_ = plan_from_search(question, found, profile)
+    write_plan(plan_, out)
+    write_page(plan_, out.with_suffix(".html"), timeline=predict(question, plan_.strategy)[1])
+    if as_json:
+        _print_json(plan_json(plan_, found))
+        return
+    console.print(prediction_table(plan_.prediction, plan_.strategy, _title(question)))
+    console.print(runners_up_table(found.best, found.runners_up))
+    console.print(rejected_table(found))
+    _print_assumptions(question)
+    console.print(f"{out} and {out.with_suffix('.html')}", soft_wrap=True)
+
+
+@app.command()
+def simulate(
+    plan: PlanArg,
+    trace: Annotated[Path | None, typer.Option(help="Write a Perfetto/Chrome trace of one step.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Replay one step of a plan with SimPy."""
+    plan_ = read_plan(plan)
+    prediction, timeline = predict(plan_.question, plan_.strategy)
+    if trace is not None:
+        files.write_text(trace, chrome_trace(timeline, rank_names(plan_.strategy)))
+    fresh = plan_from_prediction(plan_.question, prediction, plan_.profile)
+    if as_json:
+        _print_json(fresh.prediction)
+        return
+    console.print(prediction_table(fresh.prediction, plan_.strategy, _title(plan_.question)))
+    if trace is not None:
+        console.print(f"trace in {trace}; open it at ui.perfetto.dev", soft_wrap=True)
+
+
+@app.command()
+def run(
+    plan: PlanArg,
+    steps: Annotated[int, typer.Option(help="Steps to train.")] = 20,
+    warmup_steps: Annotated[int, typer.Option(help="First steps, left out of the medians.")] = 3,
+    data: Annotated[str, typer.Option(help="Training text: 'stdlib' (Python's own sources) or a text file.")] = "stdlib",
+    learning_rate: Annotated[float, typer.Option(help="Step size of AdamW.")] = 1e-3,
+    seed: Annotated[int, typer.Option(help="Seed of weights and order of data.")] = 0,
+    out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("run"),
+    as_json: Json = False,
+) -> None:
+    """Train for real with torchrun, as the plan says, and compare with its prediction."""
+    plan_ = read_plan(plan)
+    job = Job(
+        model=plan_.question.model, strategy=plan_.strategy, out=str(out), num_steps=steps,
+        num_warmup_steps=warmup_steps, data=data, learning_rate=learning_rate, seed=seed,
+        device=plan_.question.cluster.accelerator.device,
+    )
+    with progress("training") as advance:
+        run_ = launch(job, lambda e: advance((e["step"] + 1) / steps, f"loss {e['loss']:.3f}"))
+    comparison = compare_plan_run(plan_, run_)
+    if as_json:
+        _print_json(comparison.as_dict())
+    else:
+        console.print(comparison_table(comparison))
+        console.print(f"loss {run_.losses[0]:.3f} -> {run_.losses[-1]:.3f}; run in {out}", soft_wrap=True)
+
+
+@app.command()
+def compare(
+    a: Annotated[Path, typer.Argument(help="A plan file.")],
+    b: Annotated[Path, typer.Argument(help="A plan file or a run folder.")],
+    as_json: Json = False,
+) -> None:
+    """Compare a plan with its run, or two plans: where the difference comes from."""
+    first = read_plan(a)
+    comparison = compare_plan_run(first, read_run(b)) if b.is_dir() else compare_plans(first, read_plan(b))
+    if as_json:
+        _print_json(comparison.as_dict())
+    else:
+        console.print(comparison_table(comparison))
+
+
+@app.command()
+def report(
+    plan: PlanArg,
+    run: Annotated[Path | None, typer.Argument(help="A run folder, to show measured beside predicted.")] = None,
+    out: Annotated[Path | None, typer.Option(help="The page to write. [the plan's name with .html]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Write one self-contained HTML page."""
+    plan_: Plan = read_plan(plan)
+    target = out or plan.with_suffix(".html")
+    page = write_page(plan_, target, run=read_run(run) if run else None,
+                      timeline=predict(plan_.question, plan_.strategy)[1])
+    if as_json:
+        _print_json({"path": str(page)})
+    else:
+        console.print(f"page in {page}", soft_wrap=True)
+
+
+@app.command()
+def quickstart(
+    out: Annotated[Path, typer.Option(help="The folder for everything that it makes.")] = Path("out/quickstart"),
+    seconds: Annotated[float, typer.Option(help="About how long to measure this machine.")] = 45.0,
+    steps: Annotated[int, typer.Option(help="Steps to train.")] = 30,
+    ranks: Annotated[int | None, typer.Option(help="Local ranks. [one for each core]")] = None,
+    as_json: Json = False,
+) -> None:
+    """Show the whole loop: plan Llama-3-8B, then profile, plan, replay, train and compare on this machine."""
+    result = run_quickstart(out, seconds=seconds, steps=steps, ranks=ranks, quiet=as_json)
+    if as_json:
+        _print_json(result)
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Run the command line; a person's mistake is one line on stderr and exit status 2."""
+    try:
+        status_ = typer.main.get_command(app).main(args=arguments, prog_name="headway", standalone_mode=False)
+    except BadInput as e:
+        _fail(str(e), 2)
+    except TyperException as e:
+        message = getattr(e, "format_message", lambda: str(e))()
+        _fail(f"{message.splitlines()[0]} See `headway --help`.", 2)
+    except KeyboardInterrupt:
+        _fail("stopped", 130)
+    except BrokenPipeError:
+        # the reader of our stdout has left; say nothing more to it
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(0)
+    except RuntimeError as e:
+        _fail(str(e), 1)
+    sys.exit(status_ if isinstance(status_, int) else 0)
+
+
+def _fail(message: str, code: int) -> NoReturn:
+    print(f"headway: {message}", file=sys.stderr)
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()
