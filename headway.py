@@ -16,7 +16,7 @@ from typer.exceptions import TyperException
 from executor.engine import refusal
 from executor.launch import launch
 from executor.run import Job, read_run
-from planner.plan import Plan, plan_from_prediction, plan_from_search, read_plan, write_plan
+from planner.plan import Plan, StrategyFile, plan_from_prediction, plan_from_search, read_plan, write_plan
 from planner.predict import predict
 from planner.question import Question, ask
 from planner.rules import illegal_reason
@@ -26,7 +26,8 @@ from profiles import files
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import Price, load_cluster, with_num_gpus
-from profiles.measure import measure_machine, num_devices
+from profiles.measure import measure_machine
+from profiles.measure.devices import num_devices
 from profiles.tables import write_table
 from profiles.units import parse
 from reports.compare import compare_plan_run, compare_plans, comparison_table
@@ -171,18 +172,16 @@ def estimate(
 def _given_strategy(
     question: Question, dp: int | None, tp: int, pp: int, zero: int, recompute: str, schedule: str, micro_batch: int
 ) -> Strategy:
-    for name, value in (("dp", dp), ("tp", tp), ("pp", pp), ("micro-batch", micro_batch)):
-        if value is not None and value < 1:
-            raise BadInput(f"{name}: must be at least 1 (is {value})")
+    given: dict[str, Any] = {
+        "tp": tp, "pp": pp, "zero": zero, "recompute": recompute, "schedule": schedule, "micro_batch": micro_batch,
+        "seq_len": question.seq_len, "precision": question.precision, "kernels": question.kernels,
+    }
+    files.validate(StrategyFile, given if dp is None else given | {"dp": dp}, "strategy")
     num = question.cluster.num_gpus
     if dp is None and num % (tp * pp):
         raise BadInput(f"dp: tp {tp} x pp {pp} = {tp * pp} does not divide the {num} accelerators")
     dp = dp or num // (tp * pp)
-    strategy = Strategy(
-        dp=dp, tp=tp, pp=pp, zero=zero, recompute=recompute, schedule=schedule, micro_batch=micro_batch,
-        num_microbatches=max(1, question.global_batch // (dp * micro_batch)), seq_len=question.seq_len,
-        precision=question.precision, kernels=question.kernels,
-    )
+    strategy = Strategy(dp=dp, num_microbatches=max(1, question.global_batch // (dp * micro_batch)), **given)
     reason = illegal_reason(strategy, question)
     if reason:
         raise BadInput(f"strategy: {reason}")
@@ -190,7 +189,8 @@ def _given_strategy(
 
 
 def _title(question: Question) -> str:
-    return f"{question.model.name} on {question.cluster_text} ({question.cluster.num_gpus} x {question.cluster.accelerator.title})"
+    cluster = question.cluster
+    return f"{question.model.name} on {question.cluster_text} ({cluster.num_gpus} x {cluster.accelerator.title})"
 
 
 def _print_assumptions(question: Question) -> None:
@@ -346,8 +346,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except BadInput as e:
         _fail(str(e), 2)
     except TyperException as e:
-        message = getattr(e, "format_message", lambda: str(e))()
-        _fail(f"{message.splitlines()[0]} See `headway --help`.", 2)
+        _fail(_usage_message(e, list(arguments if arguments is not None else sys.argv[1:])), 2)
     except KeyboardInterrupt:
         _fail("stopped", 130)
     except BrokenPipeError:
@@ -357,6 +356,14 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except RuntimeError as e:
         _fail(str(e), 1)
     sys.exit(status_ if isinstance(status_, int) else 0)
+
+
+def _usage_message(error: TyperException, arguments: list[str]) -> str:
+    """Return one line that names the option, what was typed after it, and the mend."""
+    message = str(getattr(error, "format_message", lambda: str(error))()).splitlines()[0]
+    option = next((a for a in arguments if a.startswith("--") and f"'{a}'" in message), None)
+    typed = arguments[arguments.index(option) + 1 : arguments.index(option) + 2] if option else []
+    return message + (f" (is {typed[0]!r})" if typed else "") + "; see `headway --help`"
 
 
 def _fail(message: str, code: int) -> NoReturn:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from profiles.files import BadInput
 from profiles.hardware import Cluster, Price, default_price
 from profiles.model import ModelSpec
+from simulator.strategy import MODES, PRECISIONS
 
 DEFAULT_TOKENS_PER_STEP = 4 * 2**20
 """Tokens of one step where none are given: 4 Mi, as Llama 2 was trained (arXiv 2307.09288, section 2.2)."""
@@ -52,6 +53,9 @@ def ask(
         )
     if global_batch < 1:
         raise BadInput(f"global_batch: must be at least 1 sequence (is {global_batch})")
+    for name, value, known in (("precision", precision, PRECISIONS), ("kernels", kernels, MODES)):
+        if value is not None and value not in known:
+            raise BadInput(f"{name}: {value!r} is not known; known are {', '.join(known)}")
     cuda = cluster.accelerator.device == "cuda"
     if precision is None:
         precision = "bf16" if cuda else "fp32"

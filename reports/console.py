@@ -20,7 +20,9 @@ from profiles.hardware import load_accelerator, load_cluster, prices
 from profiles.units import show, significant
 from simulator.strategy import Strategy
 
-console = Console()
+PIPE_WIDTH = 160
+"""Columns where nobody's terminal says how many."""
+console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 status = Console(stderr=True)
 Advance = Callable[[float], None]
 
@@ -34,7 +36,11 @@ def progress(title: str) -> Iterator[Callable[[float, str], None]]:
     )
     with bar:
         task = bar.add_task(title, total=1.0, note="")
-        yield lambda share, note="": bar.update(task, completed=share, note=note)
+
+        def advance(share: float, note: str = "") -> None:
+            bar.update(task, completed=share, note=note)
+
+        yield advance
         bar.update(task, completed=1.0, note="")
 
 
@@ -50,7 +56,8 @@ def prediction_table(prediction: dict[str, Any], strategy: Strategy, title: str)
     table.add_row("tokens/s", f"{show(p['tokens_per_s'], 'count')}  ({significant(p['tokens_per_s_per_gpu'], 4)} a GPU)")
     table.add_row("MFU, HFU", f"{p['mfu']:.3f}, {p['hfu']:.3f}")
     verdict = "fits" if p["fits"] else "DOES NOT FIT"
-    table.add_row("peak memory", f"{show(p['peak_memory_bytes'], 'bytes')} of {show(p['usable_memory_bytes'], 'bytes')}: {verdict}")
+    needs, usable = show(p["peak_memory_bytes"], "bytes"), show(p["usable_memory_bytes"], "bytes")
+    table.add_row("peak memory", f"{needs} of {usable}: {verdict}")
     table.add_row("days", f"{significant(p['days'])}  (P10 {significant(p['days_p10'])}, P90 {significant(p['days_p90'])})")
     table.add_row("GPU-hours", significant(p["gpu_hours"], 4))
     table.add_row("cost", "no price known" if p["usd"] is None else show(p["usd"], "usd"))

@@ -16,7 +16,8 @@ from planner.shapes import model_cases
 from profiles import files
 from profiles.families import load_model
 from profiles.hardware import load_cluster
-from profiles.measure import measure_machine, num_devices
+from profiles.measure import measure_machine
+from profiles.measure.devices import num_devices
 from profiles.tables import write_table
 from reports.compare import Comparison, compare_plan_run, comparison_table
 from reports.console import console, prediction_table, progress, rejected_table, runners_up_table
@@ -33,7 +34,11 @@ def quickstart(
 ) -> dict[str, Any]:
     """Run every stage and return the figures; everything that is made lies under `out`."""
     out = files.make_folder(out)
-    say = (lambda *args: None) if quiet else lambda *args: console.print(*args, soft_wrap=True)
+
+    def say(shown: object) -> None:
+        if not quiet:
+            console.print(shown, soft_wrap=True)
+
     say(f"[bold]1 of 2: planning for real[/]: {LARGE_MODEL} on {LARGE_CLUSTER} for 15T tokens")
     plan, found, _ = _plan_large(out / LARGE_MODEL)
     assert found.best is not None

@@ -202,7 +202,7 @@ def test_an_accelerator_without_laws_says_what_to_add(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("text", ["dgx-h100:0", "dgx-h100:-1", "dgx-h100:many", "dgx-h101", "local"])
 def test_a_cluster_that_is_none(text: str) -> None:
-    with pytest.raises(BadInput, match="^cluster: "):
+    with pytest.raises(BadInput, match=r"^cluster: "):
         load_cluster(text)
 
 

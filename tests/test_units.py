@@ -31,10 +31,10 @@ def test_a_bare_number_is_refused_where_a_unit_is_needed(dimension: str) -> None
 
 @pytest.mark.parametrize("text", ["80 Gib/s", "many", "", "-5 GB", "nan GB", "inf GB", "5 gb", True, None, [1]])
 def test_refused(text: object) -> None:
-    with pytest.raises(BadInput, match="^memory: "):
+    with pytest.raises(BadInput, match=r"^memory: "):
         parse(text, "bytes", "memory")
 
 
-@given(st.floats(1e-9, 1e17), st.sampled_from([d for d in UNITS]))
+@given(st.floats(1e-9, 1e17), st.sampled_from(list(UNITS)))
 def test_what_is_shown_is_read_back(value: float, dimension: str) -> None:
     assert parse(show(value, dimension, digits=12).replace(",", ""), dimension) == pytest.approx(value, rel=1e-6, abs=1e-12)

@@ -1,0 +1,224 @@
+"""The command line: what it prints, the keys that scripts rely on, and one clear line for every mistake."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+from tests_support import tiny_profile
+
+import headway
+
+
+class Result(NamedTuple):
+    """What a command left: exit status, stdout, stderr."""
+
+    code: int
+    out: str
+    err: str
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Return a function that runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            headway.main(arguments)
+        out, err = capfd.readouterr()
+        return Result(int(stopped.value.code or 0), out, err)
+
+    return invoke
+
+
+LARGE = ("llama-3-8b", "dgx-h100:2")
+ESTIMATE_KEYS = {"step_time_s", "p10_s", "p90_s", "tokens_per_s_per_gpu", "mfu", "hfu", "peak_memory_bytes", "fits",
+                 "breakdown_s", "strategy"}
+BREAKDOWN_KEYS = {"compute", "bubble", "exposed_tp", "exposed_pp", "exposed_dp", "exposed_cp", "exposed_ep", "optimizer",
+                  "data", "other"}
+
+
+def flat(text: str) -> str:
+    """Return shown text without the lines of its tables."""
+    return " ".join(text.replace("│", " ").split())
+
+
+def mistake(result: Result, *parts: str) -> None:
+    """Assert one line on stderr that names field, value and mend; status 2; no traceback; nothing on stdout."""
+    assert result.code == 2, result
+    lines = result.err.strip().splitlines()
+    assert len(lines) == 1 and lines[0].startswith("headway: "), result.err
+    assert "Traceback" not in result.err
+    for part in parts:
+        assert part in lines[0], lines[0]
+    assert result.out == ""
+
+
+def test_unknown_model(run) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("plan", "llama-9", "dgx-h100:2", "--tokens", "1T"), "model", "'llama-9'", "llama-3-8b")
+
+
+def test_unknown_cluster_and_accelerators_that_do_not_divide(run) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("plan", "gpt2", "dgx-h1000:2", "--tokens", "1T"), "cluster", "'dgx-h1000'", "dgx-h100")
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--gpus", "12"), "gpus: 12", "whole nodes of 8", "is 8")
+    mistake(run("estimate", *LARGE, "--tp", "3"), "tp 3", "does not divide the 16 accelerators")
+    mistake(run("estimate", *LARGE, "--dp", "2"), "dp 2", "= 2, the cluster has 16 accelerators")
+
+
+def test_quantities(run) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("plan", *LARGE, "--tokens", "-1T"), "tokens", "'-1T'", "must not be negative")
+    mistake(run("plan", *LARGE, "--tokens", "0"), "tokens", "more than zero")
+    mistake(run("plan", *LARGE, "--tokens", "lots"), "tokens", "'lots'", "15T")
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--price", "2.5"), "price", "bare number", "USD/h")
+
+
+def test_missing_and_malformed_files(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("simulate", "none.yaml"), "none.yaml: no such file")
+    (tmp_path / "bad.yaml").write_text("schema: [headway.plan/1\nx: 1")
+    mistake(run("simulate", "bad.yaml"), "bad.yaml", "not YAML at line")
+    mistake(run("plan", "mine.json", "dgx-h100:2", "--tokens", "1T"), "mine.json: no such file")
+    (tmp_path / "cluster.yaml").write_text("name: x\naccelerator: h100-80gb\ngpus_per_node: 8\n")
+    mistake(run("plan", "gpt2", "cluster.yaml", "--tokens", "1T"), "cluster.yaml: scale_up: is missing")
+    (tmp_path / "cluster.yaml").write_text(CLUSTER.replace("450 GB/s", "450"))
+    mistake(run("plan", "gpt2", "cluster.yaml", "--tokens", "1T"), "scale_up.bandwidth", "bare number")
+    mistake(run("report", "none.yaml"), "none.yaml: no such file")
+    mistake(run("compare", "none.yaml", "alike.yaml"), "none.yaml: no such file")
+
+
+CLUSTER = """
+name: mine
+accelerator: h100-80gb
+gpus_per_node: 8
+scale_up: {name: NVLink, bandwidth: {value: 450 GB/s, source: me}}
+scale_out: {name: IB, bandwidth: {value: 400 Gb/s, source: me}}
+"""
+
+
+def test_a_cluster_file_of_a_person(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "cluster.yaml").write_text(CLUSTER)
+    mine = run("estimate", "llama-3-8b", "cluster.yaml:2", "--zero", "3", "--json")
+    theirs = run("estimate", *LARGE, "--zero", "3", "--json")
+    assert mine.code == theirs.code == 0
+    assert json.loads(mine.out)["step_time_s"] == json.loads(theirs.out)["step_time_s"]
+
+
+def test_corrupted_profile(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    path = tiny_profile(tmp_path / "profile.csv")
+    text = path.read_text()
+    path.write_text(text.replace("gemm,F,fp32,eager,256", "gemm,F,fp32,eager,wide", 1))
+    mistake(run("plan", "bytes-5m", "local", "--tokens", "1M", "--profile", "profile.csv"), "line", "size_0", "'wide'")
+    path.write_text(text[: len(text) // 2])
+    assert run("plan", "bytes-5m", "local", "--tokens", "1M", "--profile", "profile.csv").code == 2
+    path.write_text("rubbish")
+    mistake(run("plan", "bytes-5m", "local", "--tokens", "1M", "--profile", "profile.csv"), "no profile file")
+    mistake(run("plan", "bytes-5m", "local", "--tokens", "1M"), "--profile", "headway profile")
+
+
+def test_unwritable_output_leaves_everything(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "file").write_text("precious")
+    mistake(run("plan", "gpt2", "dgx-h100:1", "--tokens", "1B", "--out", "file/plan.yaml"), "file stands where a folder")
+    mistake(run("plan", "gpt2", "dgx-h100:1", "--tokens", "1B", "--out", "."), "is a folder")
+    assert (tmp_path / "file").read_text() == "precious"
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        mistake(run("plan", "gpt2", "dgx-h100:1", "--tokens", "1B", "--out", "closed/plan.yaml"), "not writable")
+
+
+def test_usage(run) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("plam"), "plam")
+    mistake(run("plan", "gpt2"), "cluster")
+    mistake(run("estimate", *LARGE, "--tp", "two"), "tp", "two")
+    mistake(run("estimate", *LARGE, "--zero", "4"), "zero", "4")
+    mistake(run("estimate", *LARGE, "--recompute", "some"), "recompute", "'some'", "selective")
+    mistake(run("estimate", *LARGE, "--precision", "fp12"), "precision", "'fp12'", "bf16")
+    mistake(run("catalog", "towns"), "'towns'", "models")
+    assert "plan" in run("--help").out
+
+
+def test_estimate_keys_and_status(run) -> None:  # type: ignore[no-untyped-def]
+    result = run("estimate", *LARGE, "--zero", "3", "--json")
+    assert result.code == 0 and result.err == ""
+    data = json.loads(result.out)
+    assert set(data) >= ESTIMATE_KEYS
+    assert set(data["breakdown_s"]) == BREAKDOWN_KEYS
+    assert sum(data["breakdown_s"].values()) == pytest.approx(data["step_time_s"], rel=1e-5)
+    assert data["fits"] is True and data["p10_s"] < data["step_time_s"] < data["p90_s"]
+    tight = run("estimate", *LARGE, "--json")
+    assert tight.code == 1 and json.loads(tight.out)["fits"] is False
+
+
+def test_plan_simulate_report_compare(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    result = run("plan", *LARGE, "--tokens", "1T", "--json")
+    assert result.code == 0 and result.err == ""
+    data = json.loads(result.out)
+    assert set(data) >= {"best", "runners_up", "strategies_total", "strategies_priced", "rejected", "search_seconds"}
+    assert set(data["best"]) >= ESTIMATE_KEYS | {"days", "gpu_hours", "usd"}
+    assert {p.name for p in tmp_path.iterdir()} == {"plan.yaml", "plan.html"}
+    simulated = run("simulate", "plan.yaml", "--trace", "trace.json", "--json")
+    assert json.loads(simulated.out)["step_time_s"] == data["best"]["step_time_s"]
+    assert json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
+    assert json.loads(run("report", "plan.yaml", "--out", "page.html", "--json").out)["path"] == "page.html"
+    assert "llama-3-8b" in (tmp_path / "page.html").read_text()
+    run("estimate", *LARGE, "--zero", "3", "--recompute", "full", "--tokens", "1T", "--out", "other.yaml")
+    compared = run("compare", "plan.yaml", "other.yaml", "--json")
+    assert compared.code == 0 and json.loads(compared.out)
+
+
+def test_tables_for_people(run) -> None:  # type: ignore[no-untyped-def]
+    shown = run("plan", *LARGE, "--tokens", "1T")
+    assert shown.code == 0
+    for word in ("step time", "tokens/s", "MFU", "days", "Considered", "Left out", "Assumed", "plan.html"):
+        assert word in shown.out, word
+    for kind, word in (("models", "llama-3-8b"), ("accelerators", "TFLOP/s"), ("clusters", "NVLink"), ("prices", "USD/h")):
+        assert word in run("catalog", kind).out
+        assert json.loads(run("catalog", kind, "--json").out)[kind]
+
+
+def test_nothing_fits_is_status_one(run) -> None:  # type: ignore[no-untyped-def]
+    result = run("plan", "llama-3.1-405b", "dgx-h100:1", "--tokens", "1T", "--seq-len", "8192")
+    assert result.code == 1
+    assert "nothing fits" in result.err
+    assert "usable on H100-SXM5-80GB" in flat(result.out)
+    assert json.loads(run("plan", "llama-3.1-405b", "dgx-h100:1", "--tokens", "1T", "--json").out)["best"] is None
+
+
+def test_a_plan_for_this_machine_from_its_profile(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    tiny_profile(tmp_path / "profile.csv")
+    result = run("plan", "bytes-5m", "local", "--tokens", "1M", "--global-batch", "8", "--profile", "profile.csv", "--json")
+    assert result.code == 0, result.err
+    best = json.loads(result.out)["best"]
+    assert best["strategy"]["precision"] == "fp32" and best["usd"] is None
+    moved = tmp_path / "moved"
+    moved.mkdir()
+    for name in ("plan.yaml", "profile.csv"):
+        (tmp_path / name).rename(moved / name)
+    assert json.loads(run("simulate", "moved/plan.yaml", "--json").out)["step_time_s"] == best["step_time_s"]
+
+
+def test_as_a_program(tmp_path: Path) -> None:
+    done = subprocess.run([sys.executable, "-m", "headway", "plan", "llama-9", "x", "--tokens", "1T"], cwd=tmp_path,
+                          capture_output=True, text=True, env=os.environ | {"PYTHONPATH": os.pathsep.join(sys.path)})
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1
+
+
+def test_tested_code_is_the_wheels_where_a_wheel_is_tested() -> None:
+    expected = os.environ.get("HEADWAY_WHEEL")
+    if expected is None:
+        pytest.skip("not a wheel's test run")
+    import executor
+    import planner
+    import profiles
+    import reports
+    import simulator
+
+    for module in (headway, profiles, simulator, planner, executor, reports):
+        assert str(module.__file__).startswith(expected)

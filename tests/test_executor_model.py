@@ -1,0 +1,208 @@
+"""The executor's module against `profiles/families`, `profiles/ops`, and the reference implementations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+torch = pytest.importorskip("torch")
+
+from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+
+from executor.model import Stage, initial_weight, materialise, token_loss  # noqa: E402
+from executor.parallel import build_stage  # noqa: E402
+from profiles.collectives import Collective  # noqa: E402
+from profiles.families import Shape, all_params, num_params, part_items  # noqa: E402
+from profiles.model import ModelSpec  # noqa: E402
+from profiles.ops import Op  # noqa: E402
+from simulator.strategy import Strategy  # noqa: E402
+
+LLAMA = ModelSpec(
+    name="tiny-llama", family="llama", num_layers=2, hidden=256, num_heads=8, num_kv_heads=2, head_dim=32,
+    ffn_hidden=512, vocab=512, max_seq_len=128,
+)
+QWEN2 = replace(LLAMA, name="tiny-qwen2", qkv_bias=True, tied_embeddings=True)
+GPT2 = ModelSpec(
+    name="tiny-gpt2", family="gpt2", num_layers=2, hidden=256, num_heads=8, num_kv_heads=8, head_dim=32,
+    ffn_hidden=1024, vocab=512, max_seq_len=128, tied_embeddings=True, qkv_bias=True,
+)
+HUGGING_FACE_NAMES = {
+    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn.w": "self_attn.w",
+    "wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "ffn": "mlp", "w1": "gate_proj",
+    "w3": "up_proj", "w2": "down_proj", "head": "lm_head", "embed.": "embed_tokens.",
+}
+SPECS = pytest.mark.parametrize("spec", [LLAMA, QWEN2, GPT2], ids=lambda s: s.name)
+SHAPE = Shape(micro_batch=2, seq_len=128, dtype="fp32")
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    torch.set_num_threads(1)
+
+
+def on_meta(spec: ModelSpec, **options: Any) -> Stage:
+    with torch.device("meta"):
+        return Stage(spec, seq_len=SHAPE.seq_len, **options)
+
+
+def ops(spec: ModelSpec, part: Any) -> list[Op]:
+    return [item for item in part_items(spec, part, SHAPE) if not isinstance(item, Collective)]
+
+
+@SPECS
+def test_parameters_are_those_of_the_family(spec: ModelSpec) -> None:
+    ours = {name: tuple(p.shape) for name, p in on_meta(spec).named_parameters()}
+    assert ours == {p.name: p.shape for p in all_params(spec)}
+
+
+@SPECS
+def test_stages_together_have_the_parameters_of_the_whole(spec: ModelSpec) -> None:
+    with torch.device("meta"):
+        stages = [build_stage(spec, Strategy(pp=2, seq_len=64), rank) for rank in range(2)]
+    names = [name for stage in stages for name, _ in stage.named_parameters()]
+    extra = ["head.weight"] if spec.tied_embeddings else []
+    assert sorted(names) == sorted([p.name for p in all_params(spec)] + extra)
+
+
+@SPECS
+def test_parameter_count_against_transformers(spec: ModelSpec) -> None:
+    transformers = pytest.importorskip("transformers")
+    shared = {"vocab_size": spec.vocab, "tie_word_embeddings": spec.tied_embeddings}
+    if spec.family == "gpt2":
+        model, config = transformers.GPT2LMHeadModel, transformers.GPT2Config(
+            n_layer=spec.num_layers, n_embd=spec.hidden, n_head=spec.num_heads, n_positions=spec.max_seq_len, **shared
+        )
+    else:
+        kind = "Qwen2" if spec.qkv_bias else "Llama"
+        model, config = getattr(transformers, f"{kind}ForCausalLM"), getattr(transformers, f"{kind}Config")(
+            num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=spec.num_heads,
+            num_key_value_heads=spec.num_kv_heads, intermediate_size=spec.ffn_hidden,
+            max_position_embeddings=spec.max_seq_len, **shared,
+        )
+    with torch.device("meta"):
+        reference = model(config)
+    assert sum(p.numel() for p in reference.parameters()) == num_params(spec)
+
+
+def test_logits_against_transformers() -> None:
+    """The same weights give the same logits as LlamaForCausalLM: rotary pairing, head sharing, norms."""
+    transformers = pytest.importorskip("transformers")
+    spec = LLAMA
+    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(
+        num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=spec.num_heads,
+        num_key_value_heads=spec.num_kv_heads, intermediate_size=spec.ffn_hidden, vocab_size=spec.vocab,
+        max_position_embeddings=spec.max_seq_len, rms_norm_eps=spec.norm_eps, tie_word_embeddings=False,
+    ))
+    stage = Stage(spec, seq_len=32)
+    theirs = dict(reference.named_parameters())
+    with torch.no_grad():
+        for name, p in stage.named_parameters():
+            for ours, other in HUGGING_FACE_NAMES.items():
+                name = name.replace(ours, other)
+            p.copy_(theirs[name if name.startswith("lm_head") else f"model.{name}"])
+        ids = torch.randint(spec.vocab, (2, 32), generator=torch.Generator().manual_seed(0))
+        torch.testing.assert_close(stage(ids), reference(ids).logits, atol=2e-5, rtol=1e-4)
+
+
+@SPECS
+def test_flop_against_torch_counter(spec: ModelSpec) -> None:
+    stage = on_meta(spec)
+    ids = torch.zeros(SHAPE.micro_batch, SHAPE.seq_len, dtype=torch.long, device="meta")
+    with FlopCounterMode(display=False) as counter:
+        token_loss(stage(ids), ids).backward()
+    repeats = {"embedding": 1, "layer": spec.num_layers, "head": 1}
+    ours = sum(
+        num * kernel.model_flop
+        for part, num in repeats.items() for op in ops(spec, part) for pass_ in "FBW" for kernel in op.kernels(pass_)
+    )
+    assert counter.get_total_flops() == ours
+
+
+@SPECS
+def test_saved_bytes_against_autograd(spec: ModelSpec) -> None:
+    """What one layer keeps for backward; the row statistics of norms are left out of the law, hence 1 %."""
+    stage = Stage(spec, seq_len=SHAPE.seq_len)
+    x_BSC = torch.randn(SHAPE.micro_batch, SHAPE.seq_len, spec.hidden, requires_grad=True)
+    constants = {t.untyped_storage().data_ptr() for t in (*stage.parameters(), *stage.rotary)}
+    saved: dict[int, int] = {}
+
+    def note(tensor: Any) -> Any:
+        saved[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
+        out = stage.layers["0"](x_BSC, *stage.rotary)  # held, so that no storage is freed and its address used again
+    measured = sum(size for address, size in saved.items() if address not in constants)
+    assert measured == pytest.approx(sum(op.saved_bytes for op in ops(spec, "layer")), rel=0.01)
+    assert out.shape == x_BSC.shape
+
+
+class _Calls(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kind = {"mm": "matmul", "addmm": "matmul"}.get(func.overloadpacket.__name__, func.overloadpacket.__name__)
+        self.counts[kind] += 1
+        return func(*args, **(kwargs or {}))
+
+
+def calls_of_backward(spec: ModelSpec, recompute: str) -> Counter[str]:
+    stage = Stage(replace(spec, num_layers=1), seq_len=32, recompute=recompute)
+    x_BSC = torch.randn(1, 32, spec.hidden, requires_grad=True)
+    rotary = tuple(t.detach() for t in stage.rotary)
+    total = stage.layers["0"](x_BSC, *rotary).sum()
+    with _Calls() as calls:
+        total.backward()
+    return calls.counts
+
+
+@SPECS
+def test_recomputation_repeats_what_it_says(spec: ModelSpec) -> None:
+    """Selective repeats no matmul and no attention; full repeats all but the last matmul, whose output none needs."""
+    attention = "_scaled_dot_product_flash_attention_for_cpu"
+    num_matmuls = 6 if spec.family == "gpt2" else 7
+    none, selective, full = (calls_of_backward(spec, r) for r in ("none", "selective", "full"))
+    assert (none["matmul"], none[attention]) == (2 * num_matmuls, 0)
+    assert (selective["matmul"], selective[attention]) == (2 * num_matmuls, 0)
+    assert (full["matmul"], full[attention]) == (3 * num_matmuls - 1, 1)
+    assert sum(selective.values()) > sum(none.values())
+
+
+@SPECS
+def test_recomputation_leaves_gradients_bit_equal(spec: ModelSpec) -> None:
+    ids = torch.randint(spec.vocab, (2, 32), generator=torch.Generator().manual_seed(0))
+    gradients = []
+    for recompute in ("none", "selective", "full"):
+        with torch.device("meta"):
+            stage = Stage(spec, seq_len=32, recompute=recompute)
+        materialise(stage, "cpu", seed=1)
+        token_loss(stage(ids), ids).backward()
+        gradients.append({name: p.grad for name, p in stage.named_parameters()})
+    for other in gradients[1:]:
+        assert all(torch.equal(gradients[0][name], other[name]) for name in gradients[0])
+
+
+def test_initial_weights_follow_name_and_seed() -> None:
+    weight = initial_weight("layers.0.attn.wq.weight", (64, 64), 0)
+    assert torch.equal(weight, initial_weight("layers.0.attn.wq.weight", (64, 64), 0))
+    assert not torch.equal(weight, initial_weight("layers.1.attn.wq.weight", (64, 64), 0))
+    assert not torch.equal(weight, initial_weight("layers.0.attn.wq.weight", (64, 64), 1))
+    assert float(weight.std()) == pytest.approx(0.02, rel=0.05)
+    assert torch.equal(initial_weight("layers.0.attn_norm.weight", (8,), 0), torch.ones(8))
+    assert torch.equal(initial_weight("layers.0.attn.wq.bias", (8,), 0), torch.zeros(8))
+
+
+def test_a_tied_head_is_one_parameter_on_one_stage_and_equal_on_two() -> None:
+    whole = on_meta(GPT2)
+    materialise(whole, "cpu", seed=0)
+    assert whole.head.weight is whole.embed.weight
+    with torch.device("meta"):
+        last = build_stage(GPT2, Strategy(pp=2, seq_len=64), 1)
+    materialise(last, "cpu", seed=0)
+    assert torch.equal(last.head.weight, whole.embed.weight)
