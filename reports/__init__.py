@@ -1,0 +1,1 @@
+"""What it looked like: tables for the terminal, comparisons, figures and one page."""
