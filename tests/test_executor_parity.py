@@ -21,7 +21,8 @@ import torch.multiprocessing as mp  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.distributed.tensor.parallel import loss_parallel  # noqa: E402
 
-from executor.data import batch  # noqa: E402
+from executor.data import batch, load_corpus  # noqa: E402
+from executor.gradients import GradientSum  # noqa: E402
 from executor.parallel import build_mesh, parallelise  # noqa: E402
 from executor.pipeline import build_pipeline, run_step  # noqa: E402
 from executor.record import Recorder  # noqa: E402
@@ -45,8 +46,8 @@ SPECS = {
 ONE = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=4)
 HALF = replace(ONE, precision="bf16")
 DP, TP, PP = (replace(ONE, dp=2, num_microbatches=2), replace(ONE, tp=2), replace(ONE, pp=2))
-NUM_STEPS, LEARNING_RATE = 5, 1e-2
-CORPUS = np.frombuffer(b"the quick brown fox jumps over the lazy dog; " * 200, dtype=np.uint8)
+NUM_STEPS, LEARNING_RATE = 5, 3e-3
+CORPUS = load_corpus(__file__, ONE.seq_len)
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Case:
     spec: str
     strategy: Strategy
     broken: bool = False
+    overlaps: bool = False
 
 
 TWO_RANKS = [
@@ -70,24 +72,28 @@ TWO_RANKS = [
     Case("bf16-zero-0", "llama", replace(DP, precision="bf16")),
     Case("bf16-zero-2", "llama", replace(DP, precision="bf16", zero=2)),
     Case("bf16-1f1b", "llama", replace(PP, precision="bf16")),
-    Case("no-sync", "llama", DP, broken=True),
+    Case("zero-0-overlapping", "gpt2", DP, overlaps=True), Case("no-sync", "llama", DP, broken=True),
 ]
 FOUR_RANKS = [
-    Case("dp-pp", "llama", replace(DP, pp=2)), Case("dp-pp-zero-3", "llama", replace(DP, pp=2, zero=3)),
+    Case("dp-pp", "llama", replace(DP, pp=2)), Case("dp-pp-overlapping", "gpt2", replace(DP, pp=2), overlaps=True),
+    Case("dp-pp-zero-3", "llama", replace(DP, pp=2, zero=3)),
     Case("dp-pp-zero-2-gpipe", "gpt2", replace(DP, pp=2, zero=2, schedule="GPipe")),
-    Case("dp-tp", "llama", replace(DP, tp=2)), Case("dp-tp-zero-3", "gpt2", replace(DP, tp=2, zero=3)),
-    Case("tp-pp", "gpt2", replace(PP, tp=2)),
+    Case("dp-tp", "llama", replace(DP, tp=2)),
+    Case("dp-tp-overlapping", "llama", replace(DP, tp=2), overlaps=True),
+    Case("dp-tp-zero-3", "gpt2", replace(DP, tp=2, zero=3)),
+    Case("tp-pp", "gpt2", replace(PP, tp=2, num_microbatches=4)),
 ]
 
 
-def train(case: Case, folder: Path | None = None) -> dict[str, Any]:
+def train(case: Case) -> dict[str, Any]:
     """Return losses of all steps, gradients of the first, and the order of passes of a step."""
     strategy = case.strategy
-    parallel = parallelise(
-        SPECS[case.spec], strategy, torch.device("cpu"), seed=0, learning_rate=LEARNING_RATE
-    )
+    parallel = parallelise(SPECS[case.spec], strategy, torch.device("cpu"), seed=0, learning_rate=LEARNING_RATE)
     if case.broken:
         parallel = replace(parallel, gradient_sum=None)
+    if case.overlaps:
+        behind = GradientSum(parallel.stage, parallel.mesh.get_group("dp"), overlaps=True)
+        parallel = replace(parallel, gradient_sum=behind)
     where = layout.coordinates(strategy, dist.get_rank())
     assert {axis: parallel.mesh.get_local_rank(axis) for axis in layout.ORDER} == where
     recorder = Recorder(dist.get_rank(), torch.device("cpu"))
@@ -184,8 +190,8 @@ def check(case: Case, result: dict[str, Any], folder: Path) -> None:
         assert result["gradient_error"] > 1e-2
         return
     half = case.strategy.precision == "bf16"
-    assert off <= (2e-2 if half else 1e-4)
-    assert result["gradient_error"] <= (5e-2 if half else 1e-5)
+    assert off <= (1e-3 if half else 1e-4)
+    assert result["gradient_error"] <= (1e-2 if half else 1e-5)
     if case.strategy.pp > 1:
         table = build_schedule(case.strategy.schedule, case.strategy.pp, case.strategy.num_microbatches)
         for rank, passes in enumerate(result["passes"]):

@@ -1,0 +1,64 @@
+"""What this engine can and cannot run; importable without torch, so that a plan is refused before a process starts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from profiles.model import ModelSpec
+from simulator.strategy import MODES, PRECISIONS, RECOMPUTE, SCHEDULES, Strategy
+
+FAMILIES = ("gpt2", "llama")
+NUM_BYTES = 256
+"""Tokens are bytes, so the vocabulary must hold them all."""
+
+
+def refusal(strategy: Strategy, model: ModelSpec, device_type: str) -> str | None:
+    """Return one sentence why this engine cannot run a strategy, or None if it can."""
+    return next(_reasons(strategy, model, device_type), None)
+
+
+def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator[str]:
+    if device_type not in ("cpu", "cuda"):
+        yield f"device {device_type!r} is not known to the engine, which runs on cpu and cuda"
+    if len(strategy) != 1:
+        yield f"the engine runs one strategy at a time, and this is a batch of {len(strategy)}"
+        return
+    for field, value, known in (
+        ("precision", strategy.precision, PRECISIONS), ("kernels", strategy.kernels, MODES),
+        ("recompute", strategy.recompute, RECOMPUTE), ("schedule", strategy.schedule, SCHEDULES),
+        ("zero", strategy.zero, (0, 1, 2, 3)), ("model family", model.family, FAMILIES),
+    ):
+        if value not in known:
+            yield f"{field} {value!r} is not known to the engine, which runs {', '.join(map(str, known))}"
+    for axis in ("cp", "ep", "chunks"):
+        if getattr(strategy, axis) != 1:
+            yield f"{axis}={getattr(strategy, axis)}: the engine does not run {_AXIS_NAMES[axis]} yet, only {axis}=1"
+    yield from _sizes(strategy, model)
+    if strategy.zero == 1 and strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1 or strategy.precision != "fp32"):
+        yield ("ZeRO-1 runs with tp=1, pp=1 and fp32 only (torch's ZeroRedundancyOptimizer knows neither sharded nor "
+               f"half-precision weights), not with tp={strategy.tp}, pp={strategy.pp} and {strategy.precision}; "
+               "ZeRO-2 runs there")
+    if strategy.kernels == "fused" and strategy.recompute == "selective":
+        yield ("selective recomputation needs eager kernels: inside a compiled block torch cannot tell which "
+               "outputs to keep")
+
+
+_AXIS_NAMES = {"cp": "context parallelism", "ep": "expert parallelism", "chunks": "interleaved pipelines"}
+
+
+def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
+    for field in ("dp", "tp", "pp", "micro_batch", "num_microbatches", "seq_len"):
+        if getattr(strategy, field) < 1:
+            yield f"{field}={getattr(strategy, field)} is less than 1"
+    if strategy.pp > model.num_layers:
+        yield f"pp={strategy.pp} needs a layer for each stage, and {model.name} has {model.num_layers}"
+    for name, size in (
+        ("heads", model.num_heads), ("key-value heads", model.num_kv_heads), ("FFN channels", model.ffn_hidden),
+        ("vocabulary entries", model.vocab), ("sequence positions", strategy.seq_len),
+    ):
+        if size % strategy.tp:
+            yield f"tp={strategy.tp} does not divide the {size} {name}"
+    if strategy.seq_len > model.max_seq_len:
+        yield f"seq_len={strategy.seq_len} is longer than the {model.max_seq_len} positions of {model.name}"
+    if model.vocab < NUM_BYTES:
+        yield f"the training data are bytes, which need a vocabulary of {NUM_BYTES}; {model.name} has {model.vocab}"

@@ -1,0 +1,227 @@
+"""Jobs, runs, refusals, data order, and launching: what comes back, what is refused, what a failure leaves."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from executor import data
+from executor.engine import refusal
+from executor.launch import check_launch, child_environment, launch, tail
+from executor.run import LOG_FILE, RUN_FILE, TIMELINE_FILE, Job, Run, job_as_dict, job_from_dict, read_run, write_run
+from profiles.files import BadInput
+from profiles.model import ModelSpec
+from simulator.strategy import Strategy
+from simulator.timeline import COLUMNS
+
+SPEC = ModelSpec(
+    name="tiny", family="llama", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_hidden=128,
+    vocab=256, max_seq_len=64,
+)
+STRATEGY = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=2)
+
+
+def job(tmp_path: Path, **changes: Any) -> Job:
+    defaults: dict[str, Any] = {"model": SPEC, "strategy": STRATEGY, "out": str(tmp_path / "run"), "num_steps": 5}
+    return Job(**defaults | changes)
+
+
+def some_run(tmp_path: Path) -> Run:
+    rows = [(0, "compute", 0.0, 1.0, "forward", "F", -1, 0, 0, "measured"),
+            (0, "compute", 0.0, 2.5, "step", "", -1, -1, 0, "measured")]
+    return Run(
+        job=job(tmp_path), environment={"torch": "2.13.0"}, step_times_s=(9.0, 9.0, 9.0, 2.0, 4.0),
+        losses=(5.0, 4.0, 3.0, 2.0, 1.0), idle_memory_bytes=(1,), peak_memory_bytes=(2,), reserved_memory_bytes=(3,),
+        timeline=pd.DataFrame(rows, columns=list(COLUMNS)),
+    )
+
+
+def test_medians_leave_the_warm_up_out(tmp_path: Path) -> None:
+    run = some_run(tmp_path)
+    assert run.step_time_s == 3.0
+    assert (run.p10_s, run.p90_s) == pytest.approx((2.2, 3.8))
+    assert run.tokens_per_s == pytest.approx(2 * 2 * 32 / 3.0)
+
+
+def test_run_folder_round_trip(tmp_path: Path) -> None:
+    run = some_run(tmp_path)
+    again = read_run(write_run(run, tmp_path / "folder"))
+    pd.testing.assert_frame_equal(again.timeline, run.timeline)
+    for field in ("job", "environment", "step_times_s", "losses", "idle_memory_bytes", "peak_memory_bytes"):
+        assert getattr(again, field) == getattr(run, field)
+
+
+def _cut(path: Path) -> None:
+    path.write_text(path.read_text()[: path.stat().st_size // 2])
+
+
+def _drop(field: str) -> Any:
+    def damage(path: Path) -> None:
+        content = json.loads(path.read_text())
+        del content[field]
+        path.write_text(json.dumps(content))
+
+    return damage
+
+
+@pytest.mark.parametrize(("name", "damage", "says"), [
+    (RUN_FILE, Path.unlink, "no such file"), (RUN_FILE, _cut, "not JSON"), (RUN_FILE, _drop("losses"), "losses"),
+    (RUN_FILE, _drop("job"), "job"), (RUN_FILE, lambda p: p.write_text("[]"), "mapping"),
+    (RUN_FILE, lambda p: p.write_bytes(b"\xff\xfe"), "UTF-8"),
+    (RUN_FILE, lambda p: p.write_text(p.read_text().replace('"num_layers": 2', '"num_layers": "two"')), "num_layers"),
+    (RUN_FILE, lambda p: p.write_text(p.read_text().replace('"num_steps": 5', '"num_steps": 7')), "7 steps"),
+    (TIMELINE_FILE, Path.unlink, "no such file"), (TIMELINE_FILE, lambda p: p.write_text(""), "not CSV"),
+    (TIMELINE_FILE, lambda p: p.write_text("a,b\n1,2\n"), "columns"),
+    (TIMELINE_FILE, lambda p: p.write_text("".join(p.read_text().splitlines(True)[:-1])), "rows"),
+    (TIMELINE_FILE, lambda p: p.write_text(p.read_text().replace("2.5", "soon")), "not numbers"),
+])
+def test_damaged_run_is_bad_input(tmp_path: Path, name: str, damage: Any, says: str) -> None:
+    folder = write_run(some_run(tmp_path), tmp_path / "folder")
+    damage(folder / name)
+    with pytest.raises(BadInput, match=says) as caught:
+        read_run(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_job_round_trip_and_faults(tmp_path: Path) -> None:
+    mine = job(tmp_path)
+    assert job_from_dict(json.loads(json.dumps(job_as_dict(mine))), "job.json") == mine
+    with pytest.raises(BadInput, match=r"job.json: model.hidden"):
+        job_from_dict(job_as_dict(mine) | {"model": job_as_dict(mine)["model"] | {"hidden": "wide"}}, "job.json")
+
+
+def test_what_can_run_is_not_refused() -> None:
+    for change in ({}, {"dp": 2, "zero": 3}, {"tp": 2}, {"pp": 2, "schedule": "GPipe"}, {"dp": 2, "zero": 1},
+                   {"precision": "bf16", "dp": 2, "pp": 2, "tp": 2, "zero": 2}, {"kernels": "fused"}):
+        assert refusal(replace(STRATEGY, **change), SPEC, "cpu") is None
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ({"cp": 2}, "context parallelism"), ({"ep": 2}, "expert parallelism"), ({"chunks": 2}, "interleaved"),
+    ({"zero": 1, "dp": 2, "tp": 2}, "ZeRO-1"), ({"zero": 1, "dp": 2, "precision": "bf16"}, "ZeRO-1"),
+    ({"pp": 4}, "pp=4 needs a layer for each stage, and tiny has 2"), ({"tp": 4}, "2 key-value heads"),
+    ({"seq_len": 128}, "longer than the 64 positions"), ({"schedule": "ZBV"}, "schedule 'ZBV'"),
+    ({"kernels": "fused", "recompute": "selective"}, "eager kernels"), ({"dp": 0}, "less than 1"),
+    ({"dp": np.array([1, 2])}, "batch of 2"),
+])
+def test_refusals_say_why(change: dict[str, Any], says: str) -> None:
+    reason = refusal(replace(STRATEGY, **change), SPEC, "cpu")
+    assert reason is not None and says in reason
+
+
+def test_refusals_of_model_and_device() -> None:
+    assert "vocabulary" in str(refusal(STRATEGY, replace(SPEC, vocab=100), "cpu"))
+    assert "family" in str(refusal(STRATEGY, replace(SPEC, family="mamba"), "cpu"))
+    assert "device" in str(refusal(STRATEGY, SPEC, "tpu"))
+
+
+@given(st.sampled_from([(1, 1, 8), (1, 8, 1), (2, 2, 2), (4, 1, 2), (8, 1, 1)]), st.integers(0, 5))
+def test_samples_do_not_depend_on_how_a_batch_is_split(split: tuple[int, int, int], step: int) -> None:
+    corpus = np.arange(10_000, dtype=np.uint8)
+    dp, micro_batch, num = split
+    strategy = replace(STRATEGY, dp=dp, micro_batch=micro_batch, num_microbatches=num)
+    parts = [data.batch(corpus, strategy, seed=1, step=step, dp_rank=rank) for rank in range(dp)]
+    inputs, targets = (np.concatenate([part[i] for part in parts]) for i in range(2))
+    expected = np.stack([data.sample(corpus, 32, seed=1, step=step, index=i) for i in range(8)])
+    assert np.array_equal(inputs, expected[:, :-1]) and np.array_equal(targets, expected[:, 1:])
+
+
+def test_corpora(tmp_path: Path) -> None:
+    assert len(data.load_corpus("stdlib", 32)) > 1_000_000
+    text = tmp_path / "text.txt"
+    text.write_bytes(bytes(range(34)))
+    assert data.sample(data.load_corpus(str(text), 32), 32, seed=0, step=0, index=0).shape == (33,)
+    with pytest.raises(BadInput, match="34 bytes"):
+        data.load_corpus(str(text), 64)
+    with pytest.raises(BadInput, match="cannot be read"):
+        data.load_corpus(str(tmp_path / "none.txt"), 32)
+
+
+def test_jobs_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for change, says in (
+        ({"num_steps": 3}, "num_steps"), ({"learning_rate": 0.0}, "learning_rate"), ({"data": "none.txt"}, "none.txt"),
+        ({"strategy": replace(STRATEGY, cp=2)}, "strategy: cp=2"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            check_launch(job(tmp_path, **change))
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BadInput, match=r"headway\[torch\]"):
+        check_launch(job(tmp_path))
+
+
+def test_workers_find_the_package_from_anywhere(tmp_path: Path) -> None:
+    env = child_environment(job(tmp_path))
+    assert (Path(env["PYTHONPATH"].split(":")[0]) / "executor" / "train.py").exists()
+    assert env["OMP_NUM_THREADS"] == "1" and env["MALLOC_TRIM_THRESHOLD_"] == "65536"
+
+
+def test_tail_leaves_out_what_torchrun_says_of_the_failure(tmp_path: Path) -> None:
+    log = tmp_path / LOG_FILE
+    log.write_text("Traceback\nBadInput: data\nE1 torch/distributed/elastic/multiprocessing/api.py:1] failed\nmore\n")
+    assert tail(log) == "Traceback\nBadInput: data"
+    log.write_text("E1 torch/distributed/elastic/multiprocessing/api.py:1] failed (exitcode: -9)\n")
+    assert "exitcode: -9" in tail(log)
+
+
+@pytest.mark.distributed
+def test_launch_returns_what_it_wrote(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    lines: list[dict[str, Any]] = []
+    mine = job(tmp_path, strategy=replace(STRATEGY, pp=2))
+    run = launch(mine, lines.append)
+    assert [line["step"] for line in lines] == list(range(5))
+    assert [line["loss"] for line in lines] == pytest.approx(run.losses)
+    assert run.losses[-1] < run.losses[0] and run.job == mine
+    assert len(run.peak_memory_bytes) == 2 and min(run.peak_memory_bytes) > 0
+    rows = run.timeline[["rank", "op"]].value_counts()
+    for rank in range(2):
+        assert [rows[rank, op] for op in ("step", "optimizer", "forward", "backward")] == [5, 5, 10, 10]
+    assert (run.timeline["end_s"] >= run.timeline["start_s"]).all()
+    again = read_run(mine.out)
+    assert again.step_times_s == run.step_times_s and again.environment["backend"] == "gloo"
+
+
+@pytest.mark.distributed
+def test_a_failed_launch_raises_and_keeps_the_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("torch")
+    monkeypatch.setattr("executor.launch.check_launch", lambda job: None)
+    mine = job(tmp_path, data="none.txt")
+    with pytest.raises(RuntimeError, match=r"none\.txt.*cannot be read"):
+        launch(mine)
+    assert "none.txt" in (Path(mine.out) / LOG_FILE).read_text()
+    assert not (Path(mine.out) / RUN_FILE).exists()
+
+
+@pytest.mark.distributed
+def test_an_interrupted_launch_leaves_no_process(tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+
+    def interrupt(_line: dict[str, Any]) -> None:
+        assert _processes_of(mine)
+        raise KeyboardInterrupt
+
+    mine = job(tmp_path, num_steps=100_000)
+    with pytest.raises(KeyboardInterrupt):
+        launch(mine, interrupt)
+    assert _processes_of(mine) == []
+
+
+def _processes_of(mine: Job) -> list[str]:
+    """Return the ids of living processes whose command names this job's folder."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            if mine.out in entry.read_text() and "State:\tZ" not in (entry.parent / "status").read_text():
+                found.append(entry.parent.name)
+        except OSError:
+            continue
+    return found
