@@ -1,7 +1,8 @@
 """A strategy applied to a stage: mesh, tensor parallelism, data parallelism, optimizer.
 
-Order of application: build on meta, tp, compile, shard over dp, materialise. FSDP2 always keeps a gathered copy of the
-weights beside the trained ones, so it is used only where that copy is wanted (ZeRO-2 and 3) or is in half precision.
+Order of application: build on meta, tp, compile, shard over dp, materialise. Data parallelism is DDP where DDP can
+(fp32, neither tp nor pp: its reducer counts on one backward after each forward and knows no sharded weights), else
+FSDP2, sharded (ZeRO-2 and 3) or replicated, which keeps a working copy of the weights beside the trained ones.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed._composable.replicate_with_fsdp import replicate  # private; FSDP2's own data parallelism
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
@@ -23,33 +24,33 @@ from torch.distributed.tensor.parallel import (
     RowwiseParallel,
     parallelize_module,
 )
+from torch.nn.parallel import DistributedDataParallel
 
-from executor.gradients import GradientSum
 from executor.model import Norm, Stage, materialise
 from profiles.model import ModelSpec, ParamSpec
 from simulator import layout
 from simulator.strategy import Strategy
 
-Engine = Literal["plain", "replicate", "fsdp"]
+Engine = Literal["plain", "ddp", "replicate", "fsdp"]
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """One rank's part of a model: its place in the mesh, its stage, its optimizer, and what sums its gradients."""
+    """One rank's part of a model: its place in the mesh, its stage, what runs that (DDP or itself), its optimizer."""
 
     strategy: Strategy
     mesh: DeviceMesh
     stage: Stage
+    module: nn.Module
     optimizer: torch.optim.Optimizer
-    gradient_sum: GradientSum | None
     tied_group: dist.ProcessGroup | None
 
     @property
     def sums_late(self) -> bool:
-        """Return whether some gradients are only summed after the last backward: over dp, tp (norms) or pp (tied)."""
+        """Return whether some gradients are only summed after the last backward: over tp (norms) or pp (tied)."""
         plain_tp = self.strategy.tp > 1 and engine_of(self.strategy) == "plain"
-        return plain_tp or self.gradient_sum is not None or self.tied_group is not None
+        return plain_tp or self.tied_group is not None
 
     @property
     def pp_rank(self) -> int:
@@ -68,10 +69,12 @@ def build_mesh(strategy: Strategy, device_type: str) -> DeviceMesh:
 
 
 def engine_of(strategy: Strategy) -> Engine:
-    """Return what carries the data parallelism of a strategy: FSDP2 sharded, FSDP2 replicated, or plain weights."""
+    """Return what carries the data parallelism of a strategy: FSDP2 sharded or replicated, DDP, or nothing."""
     if strategy.zero >= 2 and strategy.dp > 1:
         return "fsdp"
-    return "replicate" if strategy.precision == "bf16" else "plain"
+    if strategy.precision == "bf16" or (strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1)):
+        return "replicate"
+    return "ddp" if strategy.dp > 1 else "plain"
 
 
 def parallelise(
@@ -92,12 +95,12 @@ def parallelise(
     if engine in ("replicate", "fsdp"):
         _apply_fsdp(stage, strategy, engine, mesh["dp"])
     materialise(stage, device, seed, lambda param, x: _piece(param, x, mesh, sharded=engine == "fsdp"))
-    gradient_sum = None
-    if engine == "plain" and strategy.dp > 1:
-        gradient_sum = GradientSum(stage, mesh.get_group("dp"), overlaps=device.type == "cuda")
+    module: nn.Module = stage
+    if engine == "ddp":
+        module = DistributedDataParallel(stage, process_group=mesh.get_group("dp"), gradient_as_bucket_view=True)
     return Parallel(
-        strategy=strategy, mesh=mesh, stage=stage, optimizer=_optimizer(stage, strategy, mesh, learning_rate),
-        gradient_sum=gradient_sum, tied_group=_tied_group(spec, strategy),
+        strategy=strategy, mesh=mesh, stage=stage, module=module,
+        optimizer=_optimizer(stage, strategy, mesh, learning_rate), tied_group=_tied_group(spec, strategy),
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ def run_step(parallel: Parallel, schedule: _PipelineScheduleRuntime | None, toke
     losses = _loop(parallel, tokens, recorder) if schedule is None else _piped(parallel, schedule, tokens)
     if parallel.sums_late:
         with recorder.span("reduce_gradients", "B", stream="dp"):
-            finish_gradients(parallel.stage, parallel.gradient_sum, parallel.tied_group)
+            finish_gradients(parallel)
     return torch.stack(losses).sum() if losses else None
 
 
@@ -35,17 +34,14 @@ def _loop(parallel: Parallel, tokens: tuple[Tensor, Tensor], recorder: Recorder)
     num = int(parallel.strategy.num_microbatches)
     losses = []
     for index, (inputs_BS, targets_BS) in enumerate(zip(*(t.chunk(num) for t in tokens), strict=True)):
-        with recorder.span("forward", "F", index):
-            loss = token_loss(parallel.stage(inputs_BS), targets_BS) / num
-        with _accumulating(parallel, is_last=index == num - 1), recorder.span("backward", "B", index):
-            loss.backward()  # type: ignore[no-untyped-call]
+        with accumulating(parallel, is_last=index == num - 1):
+            with recorder.span("forward", "F", index):
+                loss = token_loss(parallel.module(inputs_BS), targets_BS) / num
+            with recorder.span("backward", "B", index):
+                loss.backward()  # type: ignore[no-untyped-call]
         losses.append(loss.detach())
         del loss  # else the logits of this micro-batch live through the next forward
     return losses
-
-
-def _accumulating(parallel: Parallel, *, is_last: bool) -> AbstractContextManager[None]:
-    return accumulating(parallel.stage, parallel.strategy, parallel.gradient_sum, is_last=is_last)
 
 
 def _piped(parallel: Parallel, schedule: _PipelineScheduleRuntime, tokens: tuple[Tensor, Tensor]) -> list[Tensor]:
@@ -121,7 +117,7 @@ class _RecordedStage(PipelineStage):
 
     def backward_one_chunk(self, bwd_chunk_id: int, *args: Any, **kwargs: Any) -> None:
         with (
-            _accumulating(self.parallel, is_last=kwargs["last_backward"]),
+            accumulating(self.parallel, is_last=kwargs["last_backward"]),
             self.recorder.span("backward", "B", bwd_chunk_id),
         ):
             super().backward_one_chunk(bwd_chunk_id, *args, **kwargs)

@@ -22,7 +22,6 @@ from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.distributed.tensor.parallel import loss_parallel  # noqa: E402
 
 from executor.data import batch, load_corpus  # noqa: E402
-from executor.gradients import GradientSum  # noqa: E402
 from executor.parallel import build_mesh, parallelise  # noqa: E402
 from executor.pipeline import build_pipeline, run_step  # noqa: E402
 from executor.record import Recorder  # noqa: E402
@@ -56,7 +55,6 @@ class Case:
     spec: str
     strategy: Strategy
     broken: bool = False
-    overlaps: bool = False
 
 
 TWO_RANKS = [
@@ -72,14 +70,13 @@ TWO_RANKS = [
     Case("bf16-zero-0", "llama", replace(DP, precision="bf16")),
     Case("bf16-zero-2", "llama", replace(DP, precision="bf16", zero=2)),
     Case("bf16-1f1b", "llama", replace(PP, precision="bf16")),
-    Case("zero-0-overlapping", "gpt2", DP, overlaps=True), Case("no-sync", "llama", DP, broken=True),
+    Case("no-sync", "llama", DP, broken=True),
 ]
 FOUR_RANKS = [
-    Case("dp-pp", "llama", replace(DP, pp=2)), Case("dp-pp-overlapping", "gpt2", replace(DP, pp=2), overlaps=True),
+    Case("dp-pp", "llama", replace(DP, pp=2)), Case("dp-pp-gpipe", "gpt2", replace(DP, pp=2, schedule="GPipe")),
     Case("dp-pp-zero-3", "llama", replace(DP, pp=2, zero=3)),
     Case("dp-pp-zero-2-gpipe", "gpt2", replace(DP, pp=2, zero=2, schedule="GPipe")),
     Case("dp-tp", "llama", replace(DP, tp=2)),
-    Case("dp-tp-overlapping", "llama", replace(DP, tp=2), overlaps=True),
     Case("dp-tp-zero-3", "gpt2", replace(DP, tp=2, zero=3)),
     Case("tp-pp", "gpt2", replace(PP, tp=2, num_microbatches=4)),
 ]
@@ -90,10 +87,7 @@ def train(case: Case) -> dict[str, Any]:
     strategy = case.strategy
     parallel = parallelise(SPECS[case.spec], strategy, torch.device("cpu"), seed=0, learning_rate=LEARNING_RATE)
     if case.broken:
-        parallel = replace(parallel, gradient_sum=None)
-    if case.overlaps:
-        behind = GradientSum(parallel.stage, parallel.mesh.get_group("dp"), overlaps=True)
-        parallel = replace(parallel, gradient_sum=behind)
+        parallel = replace(parallel, module=parallel.stage)
     where = layout.coordinates(strategy, dist.get_rank())
     assert {axis: parallel.mesh.get_local_rank(axis) for axis in layout.ORDER} == where
     recorder = Recorder(dist.get_rank(), torch.device("cpu"))

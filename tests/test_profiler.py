@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pandas as pd
 import pytest
@@ -160,18 +159,31 @@ def test_a_gemm_case_does_the_flop_of_its_kernel(pass_: str) -> None:
     case = case_of(kernel, torch.randn(1 << 16))
     prepared = case.prepare(3)
     with FlopCounterMode(display=False) as counter:
-        results: Any = case.call(prepared)
+        case.call(prepared)
     assert counter.get_total_flops() == 3 * kernel.flop
+
+
+@pytest.mark.parametrize("pass_", ["F", "B", "W"])
+def test_a_gemm_case_makes_the_matrix_of_its_kernel(pass_: str) -> None:
+    from profiles.measure.cases import recipe_of
+
+    (kernel,) = GEMM.kernels(pass_)  # type: ignore[arg-type]
+    recipe = recipe_of(kernel, "cpu")
+    tensors = [torch.randn(shape, requires_grad=True) for shape in recipe.shapes]
+    made = recipe.apply(*tensors)
+    if pass_ != "F":
+        (made,) = torch.autograd.grad(made, tensors[recipe.wanted[0]], torch.ones_like(made))
     rows, cols, _ = kernel.size
-    # dw is [out, in] in torch, and in x out in the kernel's own terms
-    assert results[0].shape[-2:] == ((cols, rows) if pass_ == "W" else (rows, cols))
+    # torch keeps a weight and its gradient as [out, in]; the kernel states in x out
+    assert tuple(made.shape[-2:]) == ((cols, rows) if pass_ == "W" else (rows, cols))
 
 
-def test_every_kernel_of_the_grid_has_a_case() -> None:
-    from profiles.measure.cases import case_of, num_pool_elements
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_every_kernel_of_the_grid_has_a_case(dtype: str) -> None:
+    from profiles.measure.cases import DTYPES, case_of, num_pool_elements
 
-    smallest = {(k.kind, k.pass_): k for k in reversed(default_kernels(["fp32"]))}
-    pool = torch.randn(max(num_pool_elements(k) for k in smallest.values()))
+    smallest = {(k.kind, k.pass_): k for k in reversed(default_kernels([dtype])) if k.dtype == dtype}
+    pool = torch.randn(max(num_pool_elements(k) for k in smallest.values()), dtype=DTYPES[dtype])
     before = pool.clone()
     for kernel in smallest.values():
         case = case_of(kernel, pool)
@@ -187,6 +199,7 @@ def test_the_grid_repeats_nothing() -> None:
 
 @pytest.mark.parametrize(("wrong", "named"), [
     ({"num_ranks": 0}, "ranks"), ({"device": "tpu"}, "device"), ({"seconds": 0.0}, "seconds"),
+    ({"dtypes": ["fp64"]}, "dtype"),
     ({"cases": [Kernel(kind="conv", pass_="F", dtype="fp32", size=(3,), read_bytes=1, written_bytes=1)]}, "conv"),
     ({"cases": [Kernel(kind="gelu", pass_="F", dtype="fp8", size=(3, 3), read_bytes=1, written_bytes=1)]}, "fp8"),
 ])
