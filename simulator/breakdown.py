@@ -27,8 +27,10 @@ def breakdown(timeline: Timeline, step_time_s: float | None = None) -> dict[str,
     parts["optimizer"] = _length(_of(rows[update], "compute"))
     covered = _of(rows, "compute")
     parts["compute"] = _length(covered) - parts["optimizer"]
-    for stream in ("tp", "dp"):
-        both = _union(np.concatenate([covered, _of(rows, stream)]))
+    # a send holds up its receiver, not its sender; of pp only the sum of a tied embedding is the rank's own
+    own = rows[(rows["stream"] != "pp") | (rows["pass"] == "U")]
+    for stream in ("tp", "dp", "pp"):
+        both = _union(np.concatenate([covered, _of(own, stream)]))
         parts[CAUSES[stream]] = _length(both) - _length(covered)
         covered = both
     parts["bubble"] = (step_time_s or timeline.step_time_s) - _length(covered)
@@ -44,7 +46,7 @@ def with_exposed_sends(
     free = replace(workload.send, bytes=0.0, group_size=1)
     gained = timeline.step_time_s - replay(replace(workload, send=free), cost).step_time_s
     gained = float(np.clip(gained, 0.0, parts["bubble"]))
-    return parts | {"exposed_pp": gained, "bubble": parts["bubble"] - gained}
+    return parts | {"exposed_pp": parts["exposed_pp"] + gained, "bubble": parts["bubble"] - gained}
 
 
 def _of(rows: pd.DataFrame, stream: str) -> NDArray[np.float64]:

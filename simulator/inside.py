@@ -71,9 +71,9 @@ def stage_units(prices: Prices, layers: list[int], stage: int) -> list[Unit]:
     return units
 
 
-def lay_out_stage(units: list[Unit], strategy: Strategy, overlaps: bool) -> Stage:
+def lay_out_stage(units: list[Unit], strategy: Strategy, prices: Prices) -> Stage:
     """Return what a rank does in each kind of action, under the strategy's sharding level."""
-    zero, piped = int(strategy.zero), int(strategy.pp) > 1
+    zero, piped, overlaps = int(strategy.zero), int(strategy.pp) > 1, prices.overlaps
     gathers = zero >= 2
     keeps = zero == 2 and piped
     back = units[::-1]
@@ -82,7 +82,8 @@ def lay_out_stage(units: list[Unit], strategy: Strategy, overlaps: bool) -> Stag
     return Stage(
         first_forward=lay_out_chain(units, "F", gathers, False, overlaps),
         forward=lay_out_chain(units, "F", gathers and not keeps, False, overlaps),
-        backward=backward._replace(tail_s=0.0), last_backward=last, update=_update_spans(units),
+        backward=backward._replace(tail_s=0.0), last_backward=last,
+        update=_update_spans(units, float(prices.tie_s)),
     )
 
 
@@ -135,9 +136,12 @@ def _add(spans: list[Span], unit: Unit, stream: str, what: str, pass_: str, star
     return end
 
 
-def _update_spans(units: list[Unit]) -> list[Span]:
+def _update_spans(units: list[Unit], tie_s: float) -> list[Span]:
     update, regather = sum(float(u.seconds.update_s) for u in units), sum(float(u.seconds.regather_s) for u in units)
-    spans = [Span("compute", 0.0, update, "optimizer", "U", -1)]
+    tied = tie_s if any(u.layer < 0 for u in units) else 0.0
+    spans = [Span("compute", tied, tied + update, "optimizer", "U", -1)]
+    if tied > 0:
+        spans.insert(0, Span("pp", 0.0, tied, "sum the tied embedding", "U", -1))
     if regather > 0:
-        spans.append(Span("dp", update, update + regather, "gather updated weights", "U", -1))
+        spans.append(Span("dp", tied + update, tied + update + regather, "gather updated weights", "U", -1))
     return spans

@@ -2,7 +2,7 @@
 
 Bytes per parameter under bf16: 2 weight, 4 gradient (fp32), 12 master weight and two moments; under fp32: 4, 4, 8
 (arXiv 1910.02054 section 3.1 with fp32 gradients). Sharding over dp: moments and master from ZeRO-1, gradients
-from ZeRO-2, weights from ZeRO-3.
+from ZeRO-2, weights from ZeRO-3. What torch's engines hold beside that is written where it is added.
 """
 
 from __future__ import annotations
@@ -63,16 +63,13 @@ def place_memory(workload: Workload, accelerator: Accelerator, place: str) -> di
     params = sum(workload.parts[part].params * num for part, num in stage)
     largest = _largest(workload, [part for part, _ in stage])
     states = state_bytes(workload.strategy, params, largest)
-    active = _activation_bytes(workload, stage, in_flight(workload.strategy, place))
+    active = _activation_bytes(workload, stage, in_flight(workload.strategy, place)) + _pipe_bytes(workload, place)
     transient = _transient_bytes(workload, [part for part, _ in stage])
-    if workload.strategy.num_microbatches is not None:
-        # with a single micro-batch gradients appear while activations go: the two never stand together
-        single = np.asarray(workload.strategy.num_microbatches) == 1
-        held = active + transient
-        gradients = states["gradients"]
-        active = np.where(single & (gradients > held), 0.0, active)
-        transient = np.where(single & (gradients > held), 0.0, transient)
-        states["gradients"] = np.where(single & (gradients <= held), 0.0, gradients)
+    # with a single micro-batch gradients appear while activations go: the two never stand together
+    single = np.asarray(workload.strategy.num_microbatches) == 1
+    late = single & (states["gradients"] > active + transient)
+    states["gradients"] = np.where(single & ~late, 0.0, states["gradients"])
+    active, transient = np.where(late, 0.0, active), np.where(late, 0.0, transient)
     dynamic = active + transient
     return states | {
         "activations": active, "transient": transient, "framework": accelerator.framework_bytes,
@@ -90,12 +87,16 @@ def state_bytes(strategy: Strategy, params: Num, largest: Num) -> dict[str, Num]
     mixed = strategy.precision != "fp32"
     compute = ELEMENT_BYTES[strategy.precision]
     shard1, shard2 = np.where(zero >= 1, dp, 1), np.where((zero >= 2) & ~piped, dp, 1)
-    # fp32 weights are the master copy; `fully_shard` (ZeRO-2) keeps its shard beside the gathered weights
+    # fp32 weights are the master copy; `fully_shard` (ZeRO-2) keeps its shard beside the gathered weights, and
+    # `replicate` (ZeRO-0 beside tp or pp) a working copy
+    replicated = (zero == 0) & (dp > 1) & (piped | (np.asarray(strategy.tp) > 1))
     whole = np.where(zero <= 2, compute * params, 0.0)
-    shard = np.where(zero >= 2, 4.0 * params / dp, 4.0 * params / shard1 if mixed else 0.0)
+    master = 4.0 * params / shard1 if mixed else np.where(replicated, 4.0 * params, 0.0)
+    # DDP sums into buckets of its own once micro-batches have been accumulated
+    buckets = (not mixed) & (zero <= 1) & (dp > 1) & ~replicated & (np.asarray(strategy.num_microbatches) > 1)
     return {
-        "weights": whole + shard,
-        "gradients": 4.0 * params / shard2,
+        "weights": whole + np.where(zero >= 2, 4.0 * params / dp, master),
+        "gradients": 4.0 * params / shard2 * np.where(buckets, 2.0, 1.0),
         "optimizer": 8.0 * params / shard1,
         "gathered": np.where(zero == 3, 2 * compute * largest, 0.0)
         + np.where((zero >= 2) & ~piped, (compute + (4.0 if mixed else 0.0)) * largest, 0.0),
@@ -123,10 +124,15 @@ def _saved_bytes(part: PartWork, recompute: Num) -> Num:
 
 def _activation_bytes(workload: Workload, stage: list[tuple[Part, Num]], micro_batches: Num) -> Num:
     recompute = np.asarray(workload.strategy.recompute)
-    held = sum(_saved_bytes(workload.parts[part], recompute) * num for part, num in stage)
-    # a pipeline keeps each stage's output until its backward
-    boundary = np.where(np.asarray(workload.strategy.pp) > 1, workload.send.bytes, 0.0)
-    return (held + boundary) * micro_batches
+    return sum(_saved_bytes(workload.parts[part], recompute) * num for part, num in stage) * micro_batches
+
+
+def _pipe_bytes(workload: Workload, place: str) -> Num:
+    """Return what torch's pipeline holds between stages: until the step ends, every micro-batch's receive buffer and
+    sent tensor, forward and backward; a stage at an end has one neighbour, one in the middle two (measured: 2 m)."""
+    if place == "only":
+        return 0.0
+    return (4 if place == "middle" else 2) * np.asarray(workload.strategy.num_microbatches) * workload.send.bytes
 
 
 def _transient_bytes(workload: Workload, parts: list[Part]) -> Num:

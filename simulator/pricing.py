@@ -55,10 +55,11 @@ class PartSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """All seconds of a workload: by part, and of one send between stages."""
+    """All seconds of a workload: by part, of one send between stages, of the sum of a tied embedding."""
 
     parts: dict[Part, PartSeconds]
     send_s: Num
+    tie_s: Num
     comm_spread: Num
     overlaps: bool
 
@@ -71,6 +72,7 @@ def price(workload: Workload, cost: CostModel) -> Prices:
     return Prices(
         parts={name: _part_seconds(part, strategy, cost) for name, part in workload.parts.items()},
         send_s=np.where(np.asarray(strategy.pp) > 1, send.seconds, 0.0),
+        tie_s=cost.collective(workload.tie, 2 if cost.cluster.num_nodes == 1 else 1).seconds,
         comm_spread=cost.collective(some_reduce, _per_node(strategy, cost, "dp")).spread,
         overlaps=cost.overlaps,
     )

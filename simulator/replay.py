@@ -88,7 +88,7 @@ def replay(workload: Workload, cost: CostModel) -> Timeline:
     table = build_schedule(str(strategy.schedule), num_stages, num_microbatches)
     layers = stage_layers(workload.model.num_layers, num_stages)
     insides = [
-        lay_out_stage(stage_units(prices, layers, stage), strategy, prices.overlaps) for stage in range(num_stages)
+        lay_out_stage(stage_units(prices, layers, stage), strategy, prices) for stage in range(num_stages)
     ]
     send_s = float(prices.send_s)
 

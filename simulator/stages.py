@@ -76,7 +76,8 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
         last_backward_s=np.where(zero >= 2, blocked, backward.total_s),
         tail_s=np.where(zero >= 2, blocked_tail, queue_tail_s(queued, prices.overlaps)),
         update_s=sum(prices.parts[p].update_s * n for p, n in parts),
-        regather_s=sum(prices.parts[p].regather_s * n for p, n in parts),
+        regather_s=sum(prices.parts[p].regather_s * n for p, n in parts)
+        + sum(prices.tie_s for p, _ in parts if p != "layer"),
     )
 
 

@@ -52,7 +52,7 @@ def trace_events(timeline: Timeline, names: dict[int, str]) -> list[dict[str, An
         common = {"pid": int(record["rank"]), "tid": STREAMS.index(stream)}
         events.append({"ph": "X", "name": record["op"], "cat": stream, "ts": start, "dur": end - start,
                        "args": args} | common)
-        if stream == "pp":
+        if stream == "pp" and record["pass"] != "U":
             to = int(str(record["op"]).rsplit(" ", 1)[1])
             flow = {"name": "send", "cat": "pp", "id": i}
             events.append({"ph": "s", "ts": start} | flow | common)

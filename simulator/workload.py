@@ -46,12 +46,13 @@ class PartWork:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Workload:
-    """A model under a strategy: the work of each part, and what passes between stages."""
+    """A model under a strategy: the work of each part, what passes between stages, and the sum of a tied head."""
 
     model: ModelSpec
     strategy: Strategy
     parts: dict[Part, PartWork]
     send: Collective
+    tie: Collective
 
 
 def build_workload(model: ModelSpec, strategy: Strategy) -> Workload:
@@ -62,8 +63,15 @@ def build_workload(model: ModelSpec, strategy: Strategy) -> Workload:
     )
     boundary = ELEMENT_BYTES[strategy.precision] * shape.local_tokens * model.hidden
     send = Collective(name="activation", kind="send", axis="pp", bytes=boundary, group_size=np.minimum(strategy.pp, 2))
+    # embedding and head are one parameter: where they sit on two stages, their gradients are summed
+    tied = model.tied_embeddings & (np.asarray(strategy.pp) > 1)
+    tie = Collective(
+        name="tied embedding", kind="all_reduce", axis="pp", bytes=4.0 * model.vocab * model.hidden / strategy.tp,
+        group_size=np.where(tied, 2, 1),
+    )
     return Workload(
-        model=model, strategy=strategy, parts={p: _part_work(model, strategy, shape, p) for p in PARTS}, send=send
+        model=model, strategy=strategy, parts={p: _part_work(model, strategy, shape, p) for p in PARTS}, send=send,
+        tie=tie,
     )
 
 
@@ -82,7 +90,7 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
     return PartWork(
         forward=_pass(items, "F"), backward=_backward(items),
         recompute_selective=_recompute_selective(items) if repeats else (),
-        recompute_full=_pass(items, "F") if repeats else (),
+        recompute_full=_recompute_full(items) if repeats else (),
         params=params,
         saved_none_bytes=saved_none,
         saved_selective_bytes=layer_input + kept if repeats else saved_none,
@@ -110,6 +118,15 @@ def _backward(items: tuple[Item, ...]) -> Work:
         else:
             work += [*item.kernels("B"), *item.kernels("W")]
     return tuple(work)
+
+
+def _recompute_full(items: tuple[Item, ...]) -> Work:
+    """Return what full recomputation repeats: the forward up to the last tensor that backward needs.
+
+    torch's checkpoint stops there (`early_stop`), so the last matmul of a layer is not repeated.
+    """
+    needed = max(i for i, item in enumerate(items) if not isinstance(item, Collective) and np.any(item.saved_bytes))
+    return _pass(items[:needed], "F")
 
 
 def _recompute_selective(items: tuple[Item, ...]) -> Work:

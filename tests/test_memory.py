@@ -31,6 +31,7 @@ def total(strategy: Strategy, params: float = 1.0) -> float:
         # Megatron-LM's table: 18 without, 6 + 12/d with its distributed optimizer (docs/source/api-guide/dist_optimizer.md)
         ("bf16", 0, lambda d: 18.0), ("bf16", 1, lambda d: 6 + 12 / d), ("bf16", 2, lambda d: 2 + 16 / d),
         ("bf16", 3, lambda d: 16 / d), ("fp32", 0, lambda d: 16.0), ("fp32", 1, lambda d: 8 + 8 / d),
+        # what `fully_shard` keeps beside the gathered weights
         ("fp32", 2, lambda d: 4 + 16 / d), ("fp32", 3, lambda d: 16 / d),
     ],
 )
@@ -105,3 +106,19 @@ def test_activations_follow_the_closed_form() -> None:
     per_token = 2 * (4 * h + 2 * h + 2 * kv + 3 * f) + 4 * MODEL.num_heads
     assert layer.saved_none_bytes == pytest.approx(per_token * 4096, rel=1e-12)
     assert layer.saved_full_bytes == 2 * h * 4096
+
+
+def test_what_torchs_engines_hold_beside_the_states() -> None:
+    """DDP's buckets after accumulation, and the working copy of `replicate`: 4 bytes a parameter each."""
+    ddp = Strategy(dp=2, precision="fp32", num_microbatches=1)
+    assert total(replace(ddp, num_microbatches=4)) == total(ddp) + 4
+    assert total(replace(ddp, tp=2)) == total(ddp) + 4
+    assert total(replace(ddp, dp=1, num_microbatches=4)) == total(replace(ddp, dp=1))
+
+
+def test_a_pipeline_holds_its_buffers() -> None:
+    few, many = (
+        peak_memory(build_workload(MODEL, Strategy(pp=4, num_microbatches=m, seq_len=4096)), H100) for m in (8, 16)
+    )
+    send = build_workload(MODEL, Strategy(pp=4, seq_len=4096)).send.bytes
+    assert many.parts_bytes["activations"] - few.parts_bytes["activations"] == pytest.approx(2 * 8 * send)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from itertools import product
 
 import numpy as np
@@ -204,3 +205,26 @@ def test_same_strategy_same_bytes_and_a_trace_that_opens() -> None:
     starts = {e["id"] for e in events if e["ph"] == "s"}
     assert starts and starts == {e["id"] for e in events if e["ph"] == "f"}
     assert len(starts) == 2 * 3 * 8
+
+
+def test_a_tied_embedding_on_two_stages_is_summed() -> None:
+    tied = load_model("gpt2")
+    untied = replace(tied, tied_embeddings=False)
+    strategy = Strategy(pp=2, dp=16, num_microbatches=4, seq_len=1024, kernels="fused")
+    alone = replace(strategy, pp=1, dp=32)
+    price_of = price(build_workload(tied, strategy), COST)
+    assert price_of.tie_s > 0 and price(build_workload(untied, strategy), COST).tie_s == 0
+    assert price(build_workload(tied, alone), COST).tie_s == 0
+    timeline = replay(build_workload(tied, strategy), COST)
+    assert timeline.rows["op"].eq("sum the tied embedding").sum() == 2
+    parts = breakdown(timeline)
+    assert parts["exposed_pp"] == pytest.approx(float(price_of.tie_s))
+    assert sum(parts.values()) == pytest.approx(timeline.step_time_s)
+    chrome_trace(timeline, rank_names(strategy))
+
+
+def test_full_recomputation_repeats_all_but_the_last_matmul() -> None:
+    """torch's checkpoint stops at the last tensor that backward needs: 3 n - 1 matmuls in a layer's backward."""
+    layer = build_workload(MODEL, strategy_of(0, 1, 1, "1F1B", 1, "full")).parts["layer"]
+    matmuls = [k for k in layer.recompute_full if getattr(k, "kind", "") == "gemm"]
+    assert len(matmuls) == sum(getattr(k, "kind", "") == "gemm" for k in layer.forward) - 1
