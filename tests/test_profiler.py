@@ -110,6 +110,13 @@ def test_a_table_is_read_as_it_was_written(table: MeasuredTable, written: Path) 
     assert write_table(back, written.with_name("again.csv")).read_text() == written.read_text()
 
 
+@pytest.mark.distributed
+def test_one_rank_has_no_collectives(tmp_path: Path) -> None:
+    alone = measure_machine(num_ranks=1, seconds=1.0, folder=tmp_path)
+    assert set(alone.rows["kind"]) == {*SIZES, *OTHER_KINDS}
+    pd.testing.assert_frame_equal(read_table(write_table(alone, tmp_path / "a.csv")).rows, alone.rows, check_exact=True)
+
+
 def _in_last_row(column: int, text: str) -> Callable[[list[str]], list[str]]:
     def corrupt(lines: list[str]) -> list[str]:
         values = lines[-1].split(",")
