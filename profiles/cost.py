@@ -15,16 +15,27 @@ from profiles.collectives import Collective, traffic_factor
 from profiles.efficiency import Efficiency, ScaleUpLaw, load_efficiency
 from profiles.files import BadInput
 from profiles.hardware import Accelerator, Cluster
-from profiles.interpolation import collective_points, interpolate_collective, interpolate_kernel, kernel_points
+from profiles.interpolation import (
+    DRIFT_SPREAD,
+    collective_points,
+    interpolate_collective,
+    interpolate_kernel,
+    kernel_points,
+)
 from profiles.ops import Kernel, Num
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Cost:
-    """Seconds, their relative spread (one standard deviation of the logarithm) and where they come from."""
+    """Seconds, how far they may be off, and where they come from.
+
+    `spread` is what all costs of one source share (a fit's error, a machine's drift), `noise` what this cost has
+    alone (a median of few samples, a gap between measured shapes); each one standard deviation of the logarithm.
+    """
 
     seconds: Num
     spread: Num
+    noise: Num = 0.0
     source: str
 
 
@@ -154,11 +165,12 @@ def _measured_kernel(model: CostModel, kernel: Kernel) -> Cost:
             f"profile: no {kernel.kind} of pass {kernel.pass_} in {kernel.dtype} was measured; "
             "run `headway profile` again"
         )
-    seconds, spread, exact = interpolate_kernel(points, kernel.size)
+    seconds, noise, exact = interpolate_kernel(points, kernel.size)
     # the table's own best GEMM rate is the peak, so only the compute side of the roofline binds: caches beat DRAM
     floor = kernel.flop / peak_flop_per_s(accelerator, kernel.dtype)
     source = "measured" if exact else "interpolated"
-    return Cost(seconds=np.maximum(seconds, floor), spread=spread, source=f"{source} {model.cluster.table.head['date']}")
+    return Cost(seconds=np.maximum(seconds, floor), spread=DRIFT_SPREAD, noise=noise,
+                source=f"{source} {model.cluster.table.head['date']}")
 
 
 def _measured_collective(model: CostModel, collective: Collective) -> Cost:
@@ -168,7 +180,7 @@ def _measured_collective(model: CostModel, collective: Collective) -> Cost:
     points = collective_points(model.cluster.table, collective.kind)
     if points is None:
         raise BadInput(f"profile: no {collective.kind} was measured; run `headway profile --ranks 2` or more")
-    seconds, spread = interpolate_collective(points, collective)
-    return Cost(seconds=seconds, spread=spread, source=f"interpolated {model.cluster.table.head['date']}")
+    seconds, noise = interpolate_collective(points, collective)
+    return Cost(seconds=seconds, spread=DRIFT_SPREAD, noise=noise, source=f"interpolated {model.cluster.table.head['date']}")
 
 

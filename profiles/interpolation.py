@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 from numpy.typing import NDArray
 
 from profiles.collectives import Collective, traffic_factor
@@ -13,23 +14,32 @@ from profiles.tables import MeasuredTable
 
 _P10_TO_P90 = 2.563
 """Distance between the 10th and 90th percentile of a normal distribution, in standard deviations."""
+_MEDIAN_ERROR = 1.2533
+"""Standard error of a median over that of a mean, for a normal distribution: sqrt(pi / 2)."""
+DRIFT_SPREAD = 0.05
+"""How much all of a shared machine's times drift between profile and run: medians of the same kernels, measured twice
+in 20 minutes on two shared cores, were 6 % apart in the middle."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class KernelPoints:
-    """Measured shapes of one kind, pass and dtype: log sizes [points, dims], log of time over the line, spread."""
+    """Measured shapes of one kind, pass and dtype: log sizes [points, dims], log of time over the line, noise.
+
+    `noise` is that of each median; `gap_noise` is how far a shape that was left out is from what the others say.
+    """
 
     kind: str
     log_size: NDArray[np.float64]
     log_ratio: NDArray[np.float64]
-    spread: NDArray[np.float64]
+    noise: NDArray[np.float64]
+    gap_noise: float
     fixed_s: float
     unit_s: float
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CollectivePoints:
-    """Measured sizes of one collective, by group size: bytes, seconds and spread, sorted by bytes."""
+    """Measured sizes of one collective, by group size: bytes, seconds and noise, sorted by bytes."""
 
     by_group: dict[int, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
 
@@ -43,11 +53,33 @@ def kernel_points(table: MeasuredTable, kind: str, pass_: str, dtype: str) -> Ke
     seconds = rows["median_s"].to_numpy(float)
     work = _work(kind, tuple(sizes.T))
     fixed, unit = _fit_line(work, seconds)
-    spread = np.log(rows["p90_s"].to_numpy(float) / rows["p10_s"].to_numpy(float)) / _P10_TO_P90
+    log_size, log_ratio = np.log(sizes), np.log(seconds / (fixed + unit * work))
     return KernelPoints(
-        kind=kind, log_size=np.log(sizes), log_ratio=np.log(seconds / (fixed + unit * work)), spread=spread,
-        fixed_s=fixed, unit_s=unit,
+        kind=kind, log_size=log_size, log_ratio=log_ratio, noise=_median_noise(rows),
+        gap_noise=_gap_noise(log_size, log_ratio), fixed_s=fixed, unit_s=unit,
     )
+
+
+def _median_noise(rows: pd.DataFrame) -> NDArray[np.float64]:
+    """Return the relative standard error of medians."""
+    samples = np.log(rows["p90_s"].to_numpy(float) / rows["p10_s"].to_numpy(float)) / _P10_TO_P90
+    return np.asarray(_MEDIAN_ERROR * samples / np.sqrt(rows["num_samples"].fillna(1).to_numpy(float)), dtype=float)
+
+
+def _gap_noise(log_size: NDArray[np.float64], log_ratio: NDArray[np.float64]) -> float:
+    """Return the root mean square of what leaving one shape out and interpolating it gets wrong, in logarithms."""
+    if len(log_ratio) < 2:
+        return 0.0
+    weight = _weights(log_size, log_size)
+    np.fill_diagonal(weight, 0.0)
+    others = weight @ log_ratio / weight.sum(axis=1)
+    return float(np.sqrt(np.mean((others - log_ratio) ** 2)))
+
+
+def _weights(at: NDArray[np.float64], points: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return d^-4 between log sizes [queries, dims] and [points, dims]."""
+    distance = ((at[:, None, :] - points[None]) ** 2).sum(-1)
+    return np.asarray(1.0 / (distance + 1e-9) ** 2)
 
 
 def _work(kind: str, size: tuple[Num, ...]) -> Num:
@@ -71,7 +103,7 @@ def _fit_line(work: NDArray[np.float64], seconds: NDArray[np.float64]) -> tuple[
 
 
 def interpolate_kernel(points: KernelPoints, size: tuple[Num, ...]) -> tuple[Num, Num, bool]:
-    """Return seconds and spread at a shape, and whether it was measured itself.
+    """Return seconds and noise at a shape, and whether it was measured itself.
 
     The ratio of measured time to the fitted line is averaged over the measured shapes with weights d^-4, d the
     distance in log size (Shepard's method, doi 10.1145/800186.810616); a measured shape returns its own time.
@@ -80,16 +112,17 @@ def interpolate_kernel(points: KernelPoints, size: tuple[Num, ...]) -> tuple[Num
     shape = arrays[0].shape
     query = np.stack([a.ravel() for a in arrays], axis=1)
     unique, inverse = np.unique(query, axis=0, return_inverse=True)
-    distance = ((np.log(unique)[:, None, :] - points.log_size[None]) ** 2).sum(-1)
-    weight = 1.0 / (distance + 1e-9) ** 2
+    weight = _weights(np.log(unique), points.log_size)
+    measured = weight.max(axis=1) > 1e12
     weight /= weight.sum(axis=1, keepdims=True)
-    log_ratio, spread = weight @ points.log_ratio, weight @ points.spread
+    log_ratio = weight @ points.log_ratio
+    noise = np.hypot(weight @ points.noise, np.where(measured, 0.0, points.gap_noise))
     seconds = np.exp(log_ratio) * (points.fixed_s + points.unit_s * _work(points.kind, tuple(unique.T)))
     inverse = inverse.reshape(-1)
-    exact = bool((distance.min(axis=1) < 1e-6).all())
+    exact = bool(measured.all())
     if shape == ():
-        return float(seconds[inverse][0]), float(spread[inverse][0]), exact
-    return seconds[inverse].reshape(shape), spread[inverse].reshape(shape), exact
+        return float(seconds[inverse][0]), float(noise[inverse][0]), exact
+    return seconds[inverse].reshape(shape), noise[inverse].reshape(shape), exact
 
 
 def collective_points(table: MeasuredTable, kind: str) -> CollectivePoints | None:
@@ -100,18 +133,19 @@ def collective_points(table: MeasuredTable, kind: str) -> CollectivePoints | Non
     by_group = {}
     for group, part in rows.groupby("group_size"):
         part = part.sort_values("bytes")
-        spread = np.log(part["p90_s"].to_numpy(float) / part["p10_s"].to_numpy(float)) / _P10_TO_P90
-        by_group[int(float(str(group)))] = (part["bytes"].to_numpy(float), part["median_s"].to_numpy(float), spread)
+        by_group[int(float(str(group)))] = (
+            part["bytes"].to_numpy(float), part["median_s"].to_numpy(float), _median_noise(part)
+        )
     return CollectivePoints(by_group=by_group)
 
 
 def interpolate_collective(points: CollectivePoints, collective: Collective) -> tuple[Num, Num]:
-    """Return seconds and spread at a size: straight lines in log-log between points, the last rate beyond them.
+    """Return seconds and noise at a size: straight lines in log-log between points, the last rate beyond them.
 
     A group size that was not measured takes the nearest measured one, scaled by the traffic each rank sends.
     """
     size, group = np.broadcast_arrays(np.asarray(collective.bytes, float), np.asarray(collective.group_size, float))
-    seconds, spread = np.zeros(size.shape), np.zeros(size.shape)
+    seconds, noise = np.zeros(size.shape), np.zeros(size.shape)
     known = np.array(sorted(points.by_group))
     for n in np.unique(group[group > 1]):
         nearest = int(known[np.argmin(np.abs(np.log(known / n)))])
@@ -120,5 +154,5 @@ def interpolate_collective(points: CollectivePoints, collective: Collective) -> 
         inside = np.exp(np.interp(np.log(np.maximum(size[at], 1.0)), np.log(x), np.log(y)))
         scale = traffic_factor(collective.kind, n) / traffic_factor(collective.kind, nearest)
         seconds[at] = np.where(size[at] > x[-1], y[-1] * size[at] / x[-1], inside) * scale
-        spread[at] = np.interp(np.log(np.maximum(size[at], 1.0)), np.log(x), s)
-    return (seconds, spread) if size.ndim else (float(seconds), float(spread))
+        noise[at] = np.interp(np.log(np.maximum(size[at], 1.0)), np.log(x), s)
+    return (seconds, noise) if size.ndim else (float(seconds), float(noise))

@@ -105,11 +105,8 @@ def estimate(workload: Workload, cost: CostModel) -> Estimate:
     parts |= {"compute": compute, "exposed_tp": tp, "exposed_dp": dp, "exposed_pp": sends, "optimizer": optimizer}
     parts["bubble"] = step - sum(parts.values())
     # the bubble grows with what fills it, so the spread of the filled part is that of the step
-    spread = np.sqrt(
-        (m * (busiest.forward.compute_spread_s + busiest.backward.compute_spread_s)) ** 2
-        + (m * (busiest.forward.tp_spread_s + busiest.backward.tp_spread_s)) ** 2
-        + ((dp + sends) * prices.comm_spread) ** 2
-    ) / np.maximum(compute + tp + dp + sends, 1e-30)
+    variance = ((busiest.forward + busiest.backward) * m).variance_s2 + ((dp + sends) * prices.comm_spread) ** 2
+    spread = np.sqrt(variance) / np.maximum(compute + tp + dp + sends, 1e-30)
     return Estimate(step_time_s=step, p10_s=step * np.exp(-P90_Z * spread), p90_s=step * np.exp(P90_Z * spread),
                     breakdown_s=parts)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
@@ -17,28 +17,34 @@ from simulator.workload import PartWork, Work, Workload
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Computation and tensor-parallel communication of a pass, in seconds, and their spreads times seconds."""
+    """Computation and tensor-parallel communication of a pass, in seconds, and how far each may be off.
+
+    `spread` is what adds up because it is shared, times seconds; `noise` is the variance of what does not, in s².
+    """
 
     compute_s: Num = 0.0
     tp_s: Num = 0.0
     compute_spread_s: Num = 0.0
     tp_spread_s: Num = 0.0
+    noise_s2: Num = 0.0
 
     @property
     def total_s(self) -> Num:
         """Return computation and communication: tensor-parallel collectives stand in line with the matmuls."""
         return self.compute_s + self.tp_s
 
+    @property
+    def variance_s2(self) -> Num:
+        """Return the variance: computation and communication are off independently of each other."""
+        return self.compute_spread_s**2 + self.tp_spread_s**2 + self.noise_s2
+
     def __add__(self, other: Seconds) -> Seconds:
-        return Seconds(
-            compute_s=self.compute_s + other.compute_s, tp_s=self.tp_s + other.tp_s,
-            compute_spread_s=self.compute_spread_s + other.compute_spread_s,
-            tp_spread_s=self.tp_spread_s + other.tp_spread_s,
-        )
+        return Seconds(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
 
     def __mul__(self, times: Num) -> Seconds:
-        return Seconds(compute_s=self.compute_s * times, tp_s=self.tp_s * times,
-                       compute_spread_s=self.compute_spread_s * times, tp_spread_s=self.tp_spread_s * times)
+        """Return the same work repeated: the very same error each time, so variances grow with the square."""
+        linear = {f.name: getattr(self, f.name) * times for f in fields(self)}
+        return Seconds(**(linear | {"noise_s2": self.noise_s2 * times**2}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -107,8 +113,12 @@ def _seconds(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
     for item in work:
         if isinstance(item, Collective):
             c = cost.collective(item, _per_node(strategy, cost, item.axis))
-            result = result + Seconds(tp_s=c.seconds, tp_spread_s=c.seconds * c.spread)
+            result = result + Seconds(
+                tp_s=c.seconds, tp_spread_s=c.seconds * c.spread, noise_s2=(c.seconds * c.noise) ** 2
+            )
         else:
             c = cost.kernel(item)
-            result = result + Seconds(compute_s=c.seconds, compute_spread_s=c.seconds * c.spread)
+            result = result + Seconds(
+                compute_s=c.seconds, compute_spread_s=c.seconds * c.spread, noise_s2=(c.seconds * c.noise) ** 2
+            )
     return result

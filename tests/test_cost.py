@@ -223,3 +223,12 @@ def test_every_figure_of_the_catalogue_has_a_source() -> None:
         assert load_efficiency(name).gemm.source
     for name in CLUSTERS:
         assert load_cluster(name).scale_up.source
+
+
+def test_noise_is_that_of_the_median_and_grows_between_measured_shapes() -> None:
+    cost = cost_model(cluster_from_table(TABLE))
+    exact, between = cost.kernel(kernel_of(256, 256, 256)), cost.kernel(kernel_of(200, 100, 300))
+    assert exact.spread == between.spread == 0.05
+    assert 0 < exact.noise < between.noise
+    many = measured([gemm_row(64, 64, 64, 2e-5) | {"num_samples": 10_000}])
+    assert cost_model(cluster_from_table(many)).kernel(kernel_of(64, 64, 64)).noise < exact.noise / 10
