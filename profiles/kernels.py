@@ -23,7 +23,7 @@ class _RMSNorm(torch.autograd.Function):
         return ((x * inverse).to(x.dtype)) * weight
 
     @staticmethod
-    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         x, weight, inverse = ctx.saved_tensors  # type: ignore[attr-defined]
         normed = x * inverse
         grad_weight = (grad * normed).flatten(0, -2).sum(0)

@@ -1,0 +1,83 @@
+"""Which kernels are measured: what a planned model needs, and a log-spaced grid so that any can be interpolated."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+
+from profiles.files import BadInput
+from profiles.ops import (
+    ELEMENT_BYTES,
+    POINTWISE,
+    SIZES,
+    AdamW,
+    Attention,
+    CrossEntropy,
+    Embedding,
+    Gemm,
+    Kernel,
+    Op,
+    Pointwise,
+)
+
+GEMMS = (
+    (128, 128, 128), (256, 256, 256), (512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048),
+    (1024, 256, 256), (1024, 1024, 256), (1024, 256, 1024), (256, 1024, 1024), (4096, 256, 256),
+    (2048, 4096, 512), (2048, 512, 4096), (128, 2048, 2048), (4096, 1024, 1024),
+)
+"""m (tokens), n (out), k (in) of the forward pass."""
+ATTENTIONS = ((1, 4, 128, 64), (2, 8, 256, 64), (4, 4, 512, 64), (1, 8, 1024, 64), (1, 8, 1024, 128), (1, 4, 2048, 64))
+TENSORS = ((128, 256), (512, 256), (1024, 1024), (4096, 1024), (4096, 4096))
+EMBEDDINGS = ((512, 256, 256), (1024, 512, 8192), (4096, 1024, 32768))
+LOGITS = ((512, 256), (1024, 8192), (1024, 32768))
+PARAMS = (100_000, 1_000_000, 10_000_000)
+ACCELERATOR_SCALE = 4
+"""A GPU takes every length of the grid this many times longer (head_dim and heads apart)."""
+
+
+def default_kernels(dtypes: Sequence[str], scale: int = 1) -> tuple[Kernel, ...]:
+    """Return the grid's kernels in these dtypes, smallest first within a kind and pass; `scale` stretches lengths."""
+    ops: list[Op] = [AdamW(name="grid", params=p * scale**2) for p in PARAMS]
+    for dtype in dtypes:
+        ops += [Gemm(name="grid", m=m * scale, n=n * scale, k=k * scale, dtype=dtype) for m, n, k in GEMMS]
+        ops += [
+            Attention(name="grid", batch=b, heads=h, kv_heads=h, seq_len=s * scale, head_dim=d, dtype=dtype)
+            for b, h, s, d in ATTENTIONS
+        ]
+        ops += [
+            Pointwise(name="grid", kind=kind, rows=rows * scale, cols=cols * scale, dtype=dtype)
+            for kind, mode in POINTWISE if mode == "eager" for rows, cols in TENSORS
+        ]
+        ops += [
+            Embedding(name="grid", tokens=t * scale, hidden=h * scale, vocab=v, dtype=dtype) for t, h, v in EMBEDDINGS
+        ]
+        ops += [CrossEntropy(name="grid", tokens=t * scale, vocab=v, dtype=dtype) for t, v in LOGITS]
+    kernels = [k for op in ops for p in ("F", "B", "W", "U") for k in op.kernels(p)]
+    return tuple(sorted(kernels, key=work))
+
+
+def work(kernel: Kernel) -> float:
+    """Return what a kernel's time roughly grows with: FLOP where it has any, else bytes moved."""
+    return float(kernel.flop or kernel.moved_bytes)
+
+
+def key(kernel: Kernel) -> tuple[str, str, str, tuple[int, ...]]:
+    """Return what makes two kernels the same measurement."""
+    return kernel.kind, kernel.pass_, kernel.dtype, kernel.size
+
+
+def whole(kernel: Kernel) -> Kernel:
+    """Return a kernel with whole sizes of at least 1; one that the profiler does not know is a `BadInput`."""
+    if kernel.kind not in SIZES or len(kernel.size) != len(SIZES[kernel.kind]):
+        known = ", ".join(SIZES)
+        raise BadInput(f"cases: {kernel.kind} {kernel.size}: kinds are {known}, with the sizes of profiles.ops")
+    if kernel.dtype not in ELEMENT_BYTES:
+        raise BadInput(f"cases: dtype: {kernel.dtype!r} is not known; known are {', '.join(ELEMENT_BYTES)}")
+    return replace(kernel, size=tuple(max(1, round(float(s))) for s in kernel.size))
+
+
+def unique(kernels: Iterable[Kernel], but: Iterable[Kernel] = ()) -> tuple[Kernel, ...]:
+    """Return kernels without repetition, and without those in `but`."""
+    seen = {key(k) for k in but}
+    found = {key(k): k for k in kernels if key(k) not in seen}
+    return tuple(found.values())
