@@ -205,7 +205,10 @@ POINTWISE: dict[tuple[str, str], Traffic] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Pointwise:
-    """A memory-bound operator over [rows, cols]: norms, rotary embedding, activations, residual add."""
+    """A memory-bound operator over [rows, cols]: norms, rotary embedding, activations, residual add.
+
+    `backward_only` marks the sums that autograd makes where one tensor feeds several operators.
+    """
 
     name: str
     kind: str
@@ -213,11 +216,12 @@ class Pointwise:
     cols: Num
     dtype: str
     mode: str = "eager"
+    backward_only: bool = False
     kept_by_selective: bool = False
 
     def kernels(self, pass_: Pass) -> tuple[Kernel, ...]:
         """Return the kernel of the forward or of the backward pass."""
-        if pass_ not in ("F", "B"):
+        if pass_ not in ("F", "B") or (pass_ == "F" and self.backward_only):
             return ()
         traffic = POINTWISE[self.kind, self.mode]
         tensor = self.output_bytes

@@ -49,7 +49,11 @@ class Seconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PartSeconds:
-    """Seconds of one part of one micro-batch on one rank; backward includes what recomputation repeats."""
+    """Seconds of one part of one micro-batch on one rank.
+
+    Backward includes what recomputation repeats and the accumulation of gradients, spread over all micro-batches
+    though the first has none.
+    """
 
     forward: Seconds
     backward: Seconds
@@ -97,6 +101,10 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
         backward = backward + _seconds(part.recompute_full, strategy, cost) * (recompute == "full")
     if np.any(recompute == "selective"):
         backward = backward + _seconds(part.recompute_selective, strategy, cost) * (recompute == "selective")
+
+    m = np.asarray(strategy.num_microbatches)
+    if np.any(m > 1):
+        backward = backward + _seconds((part.accumulate,), strategy, cost) * ((m - 1) / m)
 
     def dp_s(collective: Collective) -> Num:
         return cost.collective(collective, _per_node(strategy, cost, "dp")).seconds

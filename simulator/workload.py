@@ -14,7 +14,7 @@ import numpy as np
 from profiles.collectives import Collective
 from profiles.families import Item, Shape, part_items, part_params
 from profiles.model import PARTS, ModelSpec, Part, count
-from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Kernel, Num, Op
+from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Kernel, Num, Op, Pointwise
 from simulator.strategy import Strategy
 
 Work = tuple[Kernel | Collective, ...]
@@ -24,7 +24,8 @@ Work = tuple[Kernel | Collective, ...]
 class PartWork:
     """One part (embedding, one layer, head) of one micro-batch on one rank.
 
-    `recompute_full` and `recompute_selective` are what backward repeats under that recomputation. `gather` brings
+    `recompute_full` and `recompute_selective` are what backward repeats under that recomputation. `accumulate` adds
+    a micro-batch's gradients to those of the ones before. `gather` brings
     the part's sharded weights together, `reduce` sums its gradients over dp, `update` is its optimizer step and
     `regather` what follows it (ZeRO-1).
     """
@@ -33,6 +34,7 @@ class PartWork:
     backward: Work
     recompute_selective: Work
     recompute_full: Work
+    accumulate: Kernel
     gather: Collective
     reduce: tuple[Collective, ...]
     update: Kernel
@@ -96,7 +98,7 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
         saved_selective_bytes=layer_input + kept if repeats else saved_none,
         saved_full_bytes=layer_input if repeats else saved_none,
         transient_bytes=_transient_bytes(ops),
-        **_data_parallel(strategy, part, params),
+        **_data_parallel(strategy, part, params, model.hidden),
     )
 
 
@@ -151,8 +153,8 @@ def _transient_bytes(ops: list[Op]) -> Num:
     return 3 * widest
 
 
-def _data_parallel(strategy: Strategy, part: Part, params: Num) -> dict[str, Any]:
-    """Return the collectives over dp and the update of a part.
+def _data_parallel(strategy: Strategy, part: Part, params: Num, hidden: int) -> dict[str, Any]:
+    """Return the collectives over dp, the accumulation and the update of a part.
 
     Gradients are summed in fp32. ZeRO-0 all-reduces; ZeRO-1 sums as its engine does (an all-reduce in fp32, a
     reduce-scatter under mixed precision) and gathers the updated weights; ZeRO-2 and 3 reduce-scatter
@@ -166,7 +168,11 @@ def _data_parallel(strategy: Strategy, part: Part, params: Num) -> dict[str, Any
     def over_dp(kind: str, size: Num, used: Num) -> Collective:
         return Collective(name=f"{part}.{kind}", kind=kind, axis="dp", bytes=size, group_size=np.where(used, dp, 1))
 
+    # sharded gradients are added after they are scattered, whole ones (and those of a pipeline) before
+    added = params / np.where((zero >= 2) & (np.asarray(strategy.pp) == 1), dp, 1)
+    add = Pointwise(name=f"{part}.accumulate", kind="add", rows=added / hidden, cols=hidden, dtype="fp32")
     return {
+        "accumulate": add.kernels("B")[0],
         "gather": over_dp("all_gather", compute_bytes, zero >= 2),
         "reduce": (over_dp("all_reduce", 4.0 * params, ~scatters), over_dp("reduce_scatter", 4.0 * params, scatters)),
         "update": AdamW(

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import ast
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parent.parent
+import headway
+
+ROOT = Path(headway.__file__).resolve().parent
 ROOMS = ("profiles", "simulator", "planner", "executor", "reports")
 MAY_IMPORT_TORCH = ("executor/", "profiles/kernels.py", "profiles/measure/")
 
@@ -39,11 +44,8 @@ def test_torch_is_imported_only_by_executor_and_measuring_modules() -> None:
 
 def test_planning_starts_without_torch() -> None:
     """Importing the command line must not import torch: planning works where it is not installed."""
-    import subprocess
-    import sys
-
     code = "import sys; sys.modules['torch'] = None; import headway"
-    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT)
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=ROOT, env=os.environ | {"PYTHONPATH": str(ROOT)})
 
 
 @pytest.mark.parametrize("room", ROOMS)

@@ -50,6 +50,15 @@ def residual_add(spec: ModelSpec, name: str, shape: Shape) -> Pointwise:
     )
 
 
+def fan_in(spec: ModelSpec, name: str, shape: Shape, num: int) -> tuple[Pointwise, ...]:
+    """Return the sums in backward where `num` matmuls read the same gathered tensor: one less than they are."""
+    return tuple(
+        Pointwise(name=f"{name}.{i}", kind="add", rows=shape.tokens, cols=spec.hidden, dtype=shape.dtype,
+                  mode=shape.mode, backward_only=True)
+        for i in range(1, num)
+    )
+
+
 def gather(spec: ModelSpec, name: str, shape: Shape) -> Collective:
     """Return the all-gather that makes the sharded residual stream whole before a matmul."""
     return _tp_collective(spec, name, "all_gather", shape)
@@ -76,6 +85,7 @@ def attention_block(spec: ModelSpec, shape: Shape, norm_kind: str, rope: bool) -
     return (
         norm(spec, "attn_norm", norm_kind, shape),
         gather(spec, "attn.gather", shape),
+        *fan_in(spec, "attn.fan_in", shape, 3),
         Gemm(name="attn.wq", m=t, k=spec.hidden, n=query / tp, dtype=d),
         Gemm(name="attn.wk", m=t, k=spec.hidden, n=key_value / tp, dtype=d, saves_input=False),
         Gemm(name="attn.wv", m=t, k=spec.hidden, n=key_value / tp, dtype=d, saves_input=False),
