@@ -2,34 +2,52 @@
 
 from __future__ import annotations
 
+import os
 import sysconfig
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles import files
 from profiles.files import BadInput
 from simulator.strategy import Strategy
 
-STDLIB = "stdlib"
+STDLIB, CORPUS_FILE = "stdlib", "corpus.txt"
 MAX_BYTES = 30_000_000
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
-def load_corpus(name: str, seq_len: int) -> NDArray[np.uint8]:
-    """Return the bytes of a text file, or of the Python standard library's own sources ('stdlib')."""
-    data = _stdlib() if name == STDLIB else _file(name)
-    if len(data) < seq_len + 2:
-        raise BadInput(f"data: {name} has {len(data)} bytes; sequences of {seq_len} tokens need {seq_len + 2} or more")
-    return np.frombuffer(data, dtype=np.uint8)
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Corpus:
+    """A text file; bytes are read from it as they are needed, so that it takes no memory from training."""
+
+    path: Path
+    num_bytes: int
+
+    def read(self, start: int, num: int) -> NDArray[np.uint8]:
+        """Return `num` bytes from `start` on."""
+        with self.path.open("rb", buffering=0) as f:
+            return np.frombuffer(os.pread(f.fileno(), num, start), dtype=np.uint8)
 
 
-def _file(name: str) -> bytes:
+def open_corpus(name: str, folder: str | Path, seq_len: int) -> Corpus:
+    """Return a text file as a corpus; 'stdlib' is the file that `write_stdlib` left in the run's folder."""
+    path = Path(folder) / CORPUS_FILE if name == STDLIB else Path(name)
     try:
-        with Path(name).open("rb") as f:
-            return f.read(MAX_BYTES)
+        with path.open("rb") as f:
+            size = f.seek(0, os.SEEK_END)
     except OSError as e:
         raise BadInput(f"data: {name!r} cannot be read ({e.strerror}); give a text file or '{STDLIB}'") from None
+    if size < seq_len + 2:
+        raise BadInput(f"data: {name} has {size} bytes; sequences of {seq_len} tokens need {seq_len + 2} or more")
+    return Corpus(path=path, num_bytes=size)
+
+
+def write_stdlib(folder: str | Path) -> Path:
+    """Write the Python standard library's own sources, one after the other, into a folder."""
+    return files.write_bytes(Path(folder) / CORPUS_FILE, _stdlib())
 
 
 def _stdlib() -> bytes:
@@ -45,14 +63,14 @@ def _stdlib() -> bytes:
     return b"".join(parts)[:MAX_BYTES]
 
 
-def sample(corpus: NDArray[np.uint8], seq_len: int, *, seed: int, step: int, index: int) -> NDArray[np.int64]:
+def sample(corpus: Corpus, seq_len: int, *, seed: int, step: int, index: int) -> NDArray[np.int64]:
     """Return one sequence [seq_len + 1], at a place drawn from (seed, step, index in the global batch) alone."""
-    start = np.random.default_rng((seed, step, index)).integers(len(corpus) - seq_len)
-    return corpus[start : start + seq_len + 1].astype(np.int64)
+    start = np.random.default_rng((seed, step, index)).integers(corpus.num_bytes - seq_len)
+    return corpus.read(int(start), seq_len + 1).astype(np.int64)
 
 
 def batch(
-    corpus: NDArray[np.uint8], strategy: Strategy, *, seed: int, step: int, dp_rank: int
+    corpus: Corpus, strategy: Strategy, *, seed: int, step: int, dp_rank: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return inputs and targets of a rank's step, each [micro-batches x micro-batch, S], targets one token ahead."""
     size = strategy.micro_batch * strategy.num_microbatches

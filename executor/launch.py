@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from executor.data import STDLIB, load_corpus
+from executor.data import STDLIB, open_corpus, write_stdlib
 from executor.engine import refusal
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
 from profiles.files import BadInput, make_folder, write_text
@@ -31,6 +31,8 @@ def launch(job: Job, on_progress: Callable[[dict[str, Any]], None] | None = None
     check_launch(job)
     folder = make_folder(job.out)
     job_file = write_text(folder / JOB_FILE, json.dumps(job_as_dict(job), indent=2) + "\n")
+    if job.data == STDLIB:
+        write_stdlib(folder)
     log_file = folder / LOG_FILE
     (folder / RUN_FILE).unlink(missing_ok=True)  # a run that fails must not leave the one before it
     command = [
@@ -53,7 +55,7 @@ def check_launch(job: Job) -> None:
     if reason:
         raise BadInput(f"strategy: {reason}")
     if job.data != STDLIB:
-        load_corpus(job.data, job.strategy.seq_len)
+        open_corpus(job.data, job.out, job.strategy.seq_len)
     if job.device == "cuda":
         import torch
 

@@ -56,7 +56,7 @@ def _own_device(kind: str) -> torch.device:
 
 def train(job: Job, device: torch.device) -> dict[str, Any]:
     """Return what this rank measured over the job's steps."""
-    corpus = data.load_corpus(job.data, job.strategy.seq_len)
+    corpus = data.open_corpus(job.data, job.out, job.strategy.seq_len)
     idle_bytes = _idle_bytes(device)
     parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate)
     recorder = Recorder(dist.get_rank(), device)

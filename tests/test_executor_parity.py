@@ -21,7 +21,7 @@ import torch.multiprocessing as mp  # noqa: E402
 from torch.distributed.tensor import DTensor  # noqa: E402
 from torch.distributed.tensor.parallel import loss_parallel  # noqa: E402
 
-from executor.data import batch, load_corpus  # noqa: E402
+from executor.data import batch, open_corpus  # noqa: E402
 from executor.parallel import build_mesh, parallelise  # noqa: E402
 from executor.pipeline import build_pipeline, run_step  # noqa: E402
 from executor.record import Recorder  # noqa: E402
@@ -46,7 +46,7 @@ ONE = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=4)
 HALF = replace(ONE, precision="bf16")
 DP, TP, PP = (replace(ONE, dp=2, num_microbatches=2), replace(ONE, tp=2), replace(ONE, pp=2))
 NUM_STEPS, LEARNING_RATE = 5, 3e-3
-CORPUS = load_corpus(__file__, ONE.seq_len)
+CORPUS = open_corpus(__file__, "", ONE.seq_len)
 
 
 @dataclass(frozen=True)

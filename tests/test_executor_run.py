@@ -126,7 +126,7 @@ def test_refusals_of_model_and_device() -> None:
 
 @given(st.sampled_from([(1, 1, 8), (1, 8, 1), (2, 2, 2), (4, 1, 2), (8, 1, 1)]), st.integers(0, 5))
 def test_samples_do_not_depend_on_how_a_batch_is_split(split: tuple[int, int, int], step: int) -> None:
-    corpus = np.arange(10_000, dtype=np.uint8)
+    corpus = data.open_corpus(__file__, "", 32)
     dp, micro_batch, num = split
     strategy = replace(STRATEGY, dp=dp, micro_batch=micro_batch, num_microbatches=num)
     parts = [data.batch(corpus, strategy, seed=1, step=step, dp_rank=rank) for rank in range(dp)]
@@ -136,14 +136,15 @@ def test_samples_do_not_depend_on_how_a_batch_is_split(split: tuple[int, int, in
 
 
 def test_corpora(tmp_path: Path) -> None:
-    assert len(data.load_corpus("stdlib", 32)) > 1_000_000
+    assert data.write_stdlib(tmp_path).stat().st_size > 1_000_000
+    assert data.open_corpus("stdlib", tmp_path, 32).read(0, 5).dtype == np.uint8
     text = tmp_path / "text.txt"
     text.write_bytes(bytes(range(34)))
-    assert data.sample(data.load_corpus(str(text), 32), 32, seed=0, step=0, index=0).shape == (33,)
+    assert data.sample(data.open_corpus(str(text), "", 32), 32, seed=0, step=0, index=0).shape == (33,)
     with pytest.raises(BadInput, match="34 bytes"):
-        data.load_corpus(str(text), 64)
+        data.open_corpus(str(text), "", 64)
     with pytest.raises(BadInput, match="cannot be read"):
-        data.load_corpus(str(tmp_path / "none.txt"), 32)
+        data.open_corpus(str(tmp_path / "none.txt"), "", 32)
 
 
 def test_jobs_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
