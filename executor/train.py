@@ -24,6 +24,7 @@ from executor.pipeline import build_pipeline, run_step
 from executor.record import Recorder
 from executor.run import Job, Run, job_from_dict, write_run
 from profiles.files import read_mapping
+from profiles.measure.leave import leave_group
 from simulator.layout import rank_of
 from simulator.timeline import COLUMNS
 
@@ -35,14 +36,12 @@ def main(path: str) -> None:
     job = job_from_dict(read_mapping(path), path)
     device = _own_device(job.device)
     dist.init_process_group(BACKENDS[job.device], device_id=device if device.type == "cuda" else None)
-    try:
-        mine = train(job, device)
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, mine)
-        if dist.get_rank() == 0:
-            write_run(join(job, everyone), job.out)
-    finally:
-        dist.destroy_process_group()
+    mine = train(job, device)
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, mine)
+    if dist.get_rank() == 0:
+        write_run(join(job, everyone), job.out)
+    leave_group()
 
 
 def _own_device(kind: str) -> torch.device:

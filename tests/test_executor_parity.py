@@ -26,6 +26,7 @@ from executor.parallel import build_mesh, parallelise  # noqa: E402
 from executor.pipeline import build_pipeline, run_step  # noqa: E402
 from executor.record import Recorder  # noqa: E402
 from executor.train import update  # noqa: E402
+from profiles.measure.leave import leave_group  # noqa: E402
 from profiles.model import ModelSpec  # noqa: E402
 from simulator import layout  # noqa: E402
 from simulator.schedules import build_schedule  # noqa: E402
@@ -142,7 +143,7 @@ def work(rank: int, world: int, folder: Path, cases: list[Case]) -> None:
         }
     if rank == 0:
         (folder / f"results{world}.json").write_text(json.dumps(results))
-    dist.destroy_process_group()
+    leave_group()
 
 
 @pytest.fixture(scope="module")

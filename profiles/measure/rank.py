@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from profiles import kernels
 from profiles.measure.grid import default_kernels, key, unique
+from profiles.measure.leave import leave_group
 from profiles.measure.rounds import Visit, agreed, make_pools, plan_visits, run_rounds
 from profiles.measure.storage import copy_seconds, disk_seconds
 from profiles.measure.wires import collective_rows
@@ -42,13 +43,10 @@ def main(job_path: str, rank: int) -> None:
     dist.init_process_group(
         job["backend"], init_method=f"file://{job_path}.store", rank=rank, world_size=num_ranks
     )
-    try:
-        result = _measure(job, rank, _progress if rank == 0 else _silence)
-        if rank == 0:
-            Path(f"{job_path}.result").write_text(json.dumps(result), encoding="utf-8")
-        dist.barrier()
-    finally:
-        dist.destroy_process_group()
+    result = _measure(job, rank, _progress if rank == 0 else _silence)
+    if rank == 0:
+        Path(f"{job_path}.result").write_text(json.dumps(result), encoding="utf-8")
+    leave_group()
 
 
 def _measure(job: dict[str, Any], rank: int, progress: Progress) -> dict[str, Any]:

@@ -1,10 +1,16 @@
-"""Timing collectives: from when the last rank starts to when the last rank has finished, on the machine's one clock."""
+"""Timing collectives: from when the last rank starts to when the last rank has finished, on the machine's one clock.
+
+On CPU a collective stands in line with computation, as in a training step: a few of both in turn, less the computation
+alone. Ranks that have just computed are out of step, and gloo's threads must win a busy core first; measured by itself
+a small collective is two to four times cheaper than that.
+"""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 from functools import partial
+from statistics import median
 from typing import Any
 
 import torch
@@ -17,7 +23,12 @@ from profiles.measure.rounds import agreed
 CPU_BYTES = (1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 CUDA_BYTES = (*CPU_BYTES, 1 << 26, 1 << 28)
 MIN_ROUNDS, MAX_ROUNDS = 3, 40
-SAMPLES_A_VISIT = 3
+SAMPLES_A_VISIT = 2
+IN_LINE = 4
+"""Collectives, and pieces of computation between them, in one sample on CPU."""
+PIECE_S = 0.004
+"""Computation between two collectives: about what a small layer has between its own."""
+LEAST_S = 1e-6
 
 Call = Callable[[], object]
 Spans = list[tuple[float, float]]
@@ -38,18 +49,50 @@ def collective_rows(
                 if kind == "send" and group_size != 2 and num_ranks % 2 == 0:
                     continue
                 calls[kind, group_size, num_bytes] = _call(kind, num_bytes, group, members, rank, device)
+    piece = _piece() if device == "cpu" else None
     spans: dict[tuple[str, int, int], Spans] = {key: [] for key in calls}
+    alone: Spans = []
     start_s = time.perf_counter()
     for number in range(MAX_ROUNDS):
         for key, call in calls.items():
-            spans[key] += [_span(call, device) for _ in range(SAMPLES_A_VISIT + 1)][1:]
+            in_line = call if piece is None else partial(_in_line, piece, call)
+            spans[key] += [_span(in_line, device) for _ in range(SAMPLES_A_VISIT + 1)][1:]
+            if piece is not None:
+                alone.append(_span(partial(_in_line, piece, _nothing), device))
         spent_s = agreed(time.perf_counter() - start_s)
         on_round(min(1.0, spent_s / budget_s))
         if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > budget_s:
             break
     of_ranks: list[Any] = [None] * num_ranks
     dist.all_gather_object(of_ranks, spans)
-    return [(*key, _seconds(key, of_ranks)) for key in calls]
+    alones: list[Any] = [None] * num_ranks
+    dist.all_gather_object(alones, alone)
+    alone_s, num = (0.0, 1) if piece is None else (median(_lengths(alones)), IN_LINE)
+    return [(*key, _samples(key, of_ranks, alone_s, num)) for key in calls]
+
+
+def _piece() -> Call:
+    """Return a matmul, or a few, of about `PIECE_S`, the same on every rank."""
+    x = torch.ones(256, 256)
+
+    def multiply(times: int) -> None:
+        for _ in range(times):
+            x @ x
+
+    multiply(8)
+    start_s = time.perf_counter()
+    multiply(8)
+    return partial(multiply, max(1, round(agreed(PIECE_S / ((time.perf_counter() - start_s) / 8)))))
+
+
+def _in_line(piece: Call, call: Call) -> None:
+    for _ in range(IN_LINE):
+        piece()
+        call()
+
+
+def _nothing() -> None:
+    pass
 
 
 def _group_of(rank: int, num_ranks: int, group_size: int) -> tuple[dist.ProcessGroup | None, range]:
@@ -104,12 +147,18 @@ def _span(call: Call, device: str) -> tuple[float, float]:
     return start_s, time.perf_counter()
 
 
-def _seconds(key: tuple[str, int, int], of_ranks: list[dict[tuple[str, int, int], Spans]]) -> list[float]:
+def _samples(
+    key: tuple[str, int, int], of_ranks: list[dict[tuple[str, int, int], Spans]], alone_s: float, num: int
+) -> list[float]:
+    """Return seconds of one collective in each sample of each group; a ping-pong is two sends one after the other."""
     kind, group_size, _ = key
     trips, busy = (2, 2) if kind == "send" else (1, group_size)
-    result = []
-    for first in range(0, len(of_ranks), group_size):
-        members = [spans[key] for spans in of_ranks[first : first + busy]]
-        for at_once in zip(*members, strict=True):
-            result.append((max(end for _, end in at_once) - max(start for start, _ in at_once)) / trips)
-    return result
+    starts = range(0, len(of_ranks), group_size)
+    whole = [s for first in starts for s in _lengths([spans[key] for spans in of_ranks[first : first + busy]])]
+    return [max(LEAST_S, (s - alone_s) / num / trips) for s in whole]
+
+
+def _lengths(of_members: list[Spans]) -> list[float]:
+    """Return, sample by sample, the time from the last start to the last end."""
+    return [max(end for _, end in at_once) - max(start for start, _ in at_once)
+            for at_once in zip(*of_members, strict=True)]
