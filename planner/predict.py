@@ -5,13 +5,13 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planner.economics import gpu_hours, run_days, run_usd
+from planner.economics import energy_kwh, gpu_hours, run_days, run_usd
 from planner.question import Question
 from profiles.cost import CostModel, cost_model
 from simulator.breakdown import breakdown, with_exposed_sends
 from simulator.estimate import estimate
 from simulator.memory import peak_memory
-from simulator.metrics import hfu, mfu
+from simulator.metrics import hfu, mfu, tokens_per_s
 from simulator.replay import replay
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
@@ -40,6 +40,7 @@ class Prediction:
     days_p90: float
     gpu_hours: float
     usd: float | None
+    energy_kwh: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the prediction with plain values, for JSON and plan files."""
@@ -60,7 +61,8 @@ def predict(question: Question, strategy: Strategy, cost: CostModel | None = Non
     days = float(run_days(question.tokens, strategy.tokens_per_step, step))
     hours = float(gpu_hours(days, question.cluster.num_gpus))
     usd = run_usd(hours, question.price)
-    rate = float(strategy.tokens_per_step) / step
+    rate = float(tokens_per_s(strategy, step))
+    energy = energy_kwh(days, question.cluster)
     return Prediction(
         strategy=strategy, step_time_s=step, p10_s=step * low, p90_s=step * high, tokens_per_s=rate,
         tokens_per_s_per_gpu=rate / float(strategy.world_size),
@@ -69,4 +71,5 @@ def predict(question: Question, strategy: Strategy, cost: CostModel | None = Non
         peak_memory_bytes=float(memory.peak_bytes), usable_memory_bytes=float(memory.usable_bytes),
         memory_bytes={k: float(v) for k, v in memory.parts_bytes.items()}, fits=bool(memory.fits), breakdown_s=parts,
         days=days, days_p10=days * low, days_p90=days * high, gpu_hours=hours, usd=None if usd is None else float(usd),
+        energy_kwh=None if energy is None else float(energy),
     ), timeline

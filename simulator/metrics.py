@@ -17,11 +17,6 @@ from profiles.ops import Num, Pass
 from simulator.strategy import Strategy
 
 
-def forward_flop_per_token(model: ModelSpec, seq_len: int) -> dict[str, float]:
-    """Return the model FLOP of one token's forward pass by kind of kernel."""
-    return _flop_per_token(model, seq_len, ("F",))
-
-
 def step_flop(model: ModelSpec, strategy: Strategy) -> Num:
     """Return the model FLOP of one step, over all ranks."""
     per_token = sum(_flop_per_token(model, strategy.seq_len, ("F", "B", "W")).values())

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -98,8 +98,3 @@ def all_params(spec: ModelSpec) -> tuple[ParamSpec, ...]:
 def num_params(spec: ModelSpec) -> int:
     """Return the number of trained parameters."""
     return sum(p.num_elements for p in all_params(spec))
-
-
-def spec_as_dict(spec: ModelSpec) -> dict[str, Any]:
-    """Return a spec as a mapping for a plan file."""
-    return asdict(spec)
