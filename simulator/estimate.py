@@ -62,12 +62,15 @@ def price_places(workload: Workload, prices: Prices) -> Places:
 def send_delay_s(strategy: Strategy, send_s: Num) -> Num:
     """Return what sends add to a pipeline's step.
 
-    One way through and back, 2(p - 1) sends; under 1F1B a stage waits again for the round trip each time its p
-    micro-batches in flight are used up, so it is paid once for every p micro-batches.
+    One way through and back, 2(p - 1) sends. Under 1F1B the first stage waits for that round trip again each time its
+    p micro-batches in flight are used up, and a round that is cut short costs two sends for each micro-batch after
+    its second: with q, r = divmod(m - 1, p), 2(p - 1)(q + 1) + 2 max(0, r - 1). Exact for uniform stages and sends
+    shorter than the passes (the replay is the oracle).
     """
     p, m = np.asarray(strategy.pp), np.asarray(strategy.num_microbatches)
-    rounds = np.where(np.asarray(strategy.schedule) == "1F1B", 1 + (m - 1) // p, 1)
-    return 2 * (p - 1) * send_s * rounds
+    rounds, rest = np.divmod(m - 1, p)
+    steady = 2 * (p - 1) * rounds + 2 * np.maximum(0, rest - 1)
+    return (2 * (p - 1) + np.where(np.asarray(strategy.schedule) == "1F1B", steady, 0)) * np.where(p > 1, send_s, 0.0)
 
 
 def estimate(workload: Workload, cost: CostModel) -> Estimate:

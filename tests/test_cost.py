@@ -232,3 +232,10 @@ def test_noise_is_that_of_the_median_and_grows_between_measured_shapes() -> None
     assert 0 < exact.noise < between.noise
     many = measured([gemm_row(64, 64, 64, 2e-5) | {"num_samples": 10_000}])
     assert cost_model(cluster_from_table(many)).kernel(kernel_of(64, 64, 64)).noise < exact.noise / 10
+
+
+def test_the_weight_gradient_is_as_much_slower_as_its_factor_says() -> None:
+    op = Gemm(name="x", m=8192, k=8192, n=8192, dtype="bf16")
+    cost, law = cost_model(load_cluster("dgx-h100")), load_efficiency("h100-80gb").gemm
+    forward, weight = (cost.kernel(op.kernels(p)[0]).seconds - law.overhead_s for p in ("F", "W"))  # type: ignore[arg-type]
+    assert forward / weight == pytest.approx(law.weight_gradient_factor, rel=1e-9)

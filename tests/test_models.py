@@ -11,6 +11,7 @@ from profiles import files
 from profiles.families import all_params, load_model, model_from_config, num_params
 from profiles.files import BadInput
 from profiles.model import count
+from profiles.ops import Attention
 from simulator.metrics import step_flop
 from simulator.strategy import Strategy
 
@@ -91,3 +92,12 @@ def test_all_llama_like_configs_of_the_collection(shared: Path) -> None:
             assert num_params(model_from_config(row["config"], row["model"])) == pytest.approx(expected, rel=1e-3)
             seen += 1
     assert seen == 3
+
+
+def test_attention_executes_what_flash_attention_does() -> None:
+    """2 matmuls forward, 5 backward (torch's own count of its flash kernels), half of each masked away."""
+    counter = pytest.importorskip("torch.utils.flop_counter")
+    op = Attention(name="x", batch=2, heads=4, kv_heads=4, seq_len=128, head_dim=64, dtype="bf16")
+    shape = (2, 4, 128, 64)
+    assert op.kernels("F")[0].flop == counter.sdpa_flop_count(shape, shape, shape) / 2
+    assert op.kernels("B")[0].flop == counter.sdpa_backward_flop_count(shape, shape, shape, shape) / 2

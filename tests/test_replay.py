@@ -15,7 +15,7 @@ from profiles.cost import cost_model
 from profiles.families import load_model
 from profiles.hardware import load_cluster
 from simulator.breakdown import breakdown
-from simulator.estimate import BREAKDOWN, estimate
+from simulator.estimate import BREAKDOWN, estimate, send_delay_s
 from simulator.inside import Unit, lay_out_chain, lay_out_queue
 from simulator.metrics import step_flop
 from simulator.pricing import PartSeconds, Seconds, price
@@ -228,3 +228,14 @@ def test_full_recomputation_repeats_all_but_the_last_matmul() -> None:
     layer = build_workload(MODEL, strategy_of(0, 1, 1, "1F1B", 1, "full")).parts["layer"]
     matmuls = [k for k in layer.recompute_full if getattr(k, "kind", "") == "gemm"]
     assert len(matmuls) == sum(getattr(k, "kind", "") == "gemm" for k in layer.forward) - 1
+
+
+@given(names, st.integers(2, 8), st.integers(1, 40), st.integers(1, 16), st.integers(1, 16), st.integers(0, 4))
+def test_sends_of_uniform_stages_are_their_closed_form(
+    name: str, p: int, m: int, forward: int, backward: int, send: int
+) -> None:
+    """Exact where a send takes no longer than the passes that it hides behind."""
+    t_f, t_b, t_s = forward + 4.0, backward + 4.0, float(send)
+    spans = replay_table(build_schedule(name, p, m), lambda a: t_f if a.pass_ == "F" else t_b, t_s)
+    strategy = Strategy(pp=p, num_microbatches=m, schedule=name)
+    assert max(s.end_s for s in spans) == (p - 1 + m) * (t_f + t_b) + float(send_delay_s(strategy, t_s))
