@@ -24,7 +24,7 @@ def kernels_of(
         for tp in degrees:
             strategy = Strategy(tp=tp, micro_batch=micro_batch, seq_len=seq_len, precision=precision, kernels=kernels)
             for part in build_workload(model, strategy).parts.values():
-                for work in (*part.forward, *part.backward, part.update, part.accumulate):
+                for work in (*part.forward, *part.backward, part.update, part.accumulate, part.gather_copy, part.reduce_copy):
                     if isinstance(work, Kernel):
                         found.setdefault((work.kind, work.pass_, *map(float, work.size)), work)
     return list(found.values())

@@ -51,8 +51,8 @@ class Seconds:
 class PartSeconds:
     """Seconds of one part of one micro-batch on one rank.
 
-    Backward includes what recomputation repeats and the accumulation of gradients, spread over all micro-batches
-    though the first has none.
+    Backward includes what recomputation repeats. What happens in some micro-batches only (the accumulation of
+    gradients, copies to and from collectives in a pipeline) is spread over all.
     """
 
     forward: Seconds
@@ -102,15 +102,22 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
     if np.any(recompute == "selective"):
         backward = backward + _seconds(part.recompute_selective, strategy, cost) * (recompute == "selective")
 
-    m = np.asarray(strategy.num_microbatches)
+    forward = _seconds(part.forward, strategy, cost)
+    m, zero, piped = np.asarray(strategy.num_microbatches), np.asarray(strategy.zero), np.asarray(strategy.pp) > 1
     if np.any(m > 1):
         backward = backward + _seconds((part.accumulate,), strategy, cost) * ((m - 1) / m)
+    if np.any(zero >= 2):
+        gather, reduce = (_seconds((k,), strategy, cost) for k in (part.gather_copy, part.reduce_copy))
+        # a pipeline reduces once a step, and under ZeRO-2 gathers once a step
+        once = np.where(piped, 1 / m, 1.0)
+        forward = forward + gather * np.where(zero == 3, 1.0, np.where(zero == 2, once, 0.0))
+        backward = backward + gather * (zero == 3) + reduce * np.where(zero >= 2, once, 0.0)
 
     def dp_s(collective: Collective) -> Num:
         return cost.collective(collective, _per_node(strategy, cost, "dp")).seconds
 
     return PartSeconds(
-        forward=_seconds(part.forward, strategy, cost), backward=backward,
+        forward=forward, backward=backward,
         gather_s=dp_s(part.gather), reduce_s=sum(dp_s(c) for c in part.reduce),
         update_s=cost.kernel(part.update).seconds, regather_s=dp_s(part.regather),
     )

@@ -14,7 +14,7 @@ import numpy as np
 from profiles.collectives import Collective
 from profiles.families import Item, Shape, part_items, part_params
 from profiles.model import PARTS, ModelSpec, Part, count
-from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Kernel, Num, Op, Pointwise
+from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Kernel, Num, Op, Pass, Pointwise
 from simulator.strategy import Strategy
 
 Work = tuple[Kernel | Collective, ...]
@@ -25,7 +25,8 @@ class PartWork:
     """One part (embedding, one layer, head) of one micro-batch on one rank.
 
     `recompute_full` and `recompute_selective` are what backward repeats under that recomputation. `accumulate` adds
-    a micro-batch's gradients to those of the ones before. `gather` brings
+    a micro-batch's gradients to those of the ones before. `gather_copy` and `reduce_copy` move what is gathered or
+    reduced between parameters and the flat buffers of the collective. `gather` brings
     the part's sharded weights together, `reduce` sums its gradients over dp, `update` is its optimizer step and
     `regather` what follows it (ZeRO-1).
     """
@@ -35,6 +36,8 @@ class PartWork:
     recompute_selective: Work
     recompute_full: Work
     accumulate: Kernel
+    gather_copy: Kernel
+    reduce_copy: Kernel
     gather: Collective
     reduce: tuple[Collective, ...]
     update: Kernel
@@ -170,9 +173,20 @@ def _data_parallel(strategy: Strategy, part: Part, params: Num, hidden: int) -> 
 
     # sharded gradients are added after they are scattered, whole ones (and those of a pipeline) before
     added = params / np.where((zero >= 2) & (np.asarray(strategy.pp) == 1), dp, 1)
-    add = Pointwise(name=f"{part}.accumulate", kind="add", rows=added / hidden, cols=hidden, dtype="fp32")
+
+    def moved(name: str, elements: Num, dtype: str, pass_: Pass) -> Kernel:
+        """Return an add of that many elements: two tensors read and one written."""
+        return Pointwise(
+            name=f"{part}.{name}", kind="add", rows=elements / hidden, cols=hidden, dtype=dtype
+        ).kernels(pass_)[0]
+
+    # FSDP copies its shard into a flat buffer and the gathered buffer out of it, each read and written once; gradients
+    # likewise on their way to be scattered
+    copied = 2 / 3 * params * (1 + 1 / np.asarray(dp, dtype=float))
     return {
-        "accumulate": add.kernels("B")[0],
+        "accumulate": moved("accumulate", added, "fp32", "B"),
+        "gather_copy": moved("gather_copy", copied, strategy.precision, "F"),
+        "reduce_copy": moved("reduce_copy", copied, "fp32", "F"),
         "gather": over_dp("all_gather", compute_bytes, zero >= 2),
         "reduce": (over_dp("all_reduce", 4.0 * params, ~scatters), over_dp("reduce_scatter", 4.0 * params, scatters)),
         "update": AdamW(

@@ -239,3 +239,16 @@ def test_sends_of_uniform_stages_are_their_closed_form(
     spans = replay_table(build_schedule(name, p, m), lambda a: t_f if a.pass_ == "F" else t_b, t_s)
     strategy = Strategy(pp=p, num_microbatches=m, schedule=name)
     assert max(s.end_s for s in spans) == (p - 1 + m) * (t_f + t_b) + float(send_delay_s(strategy, t_s))
+
+
+def test_sharding_pays_for_its_copies() -> None:
+    """Each gather and each reduction of ZeRO-3 moves its parameters once more through memory."""
+    parts = {zero: price(build_workload(MODEL, strategy_of(zero, 1, 1, "1F1B", 1, "none")), COST).parts["layer"]
+             for zero in (0, 2, 3)}
+    layer = build_workload(MODEL, strategy_of(3, 1, 1, "1F1B", 1, "none")).parts["layer"]
+    gather, reduce = (float(COST.kernel(k).seconds) for k in (layer.gather_copy, layer.reduce_copy))
+    assert parts[3].forward.compute_s - parts[0].forward.compute_s == pytest.approx(gather)
+    assert parts[2].forward.compute_s == parts[3].forward.compute_s
+    assert parts[2].backward.compute_s - parts[0].backward.compute_s == pytest.approx(reduce)
+    assert parts[3].backward.compute_s - parts[0].backward.compute_s == pytest.approx(gather + reduce)
+    assert layer.gather_copy.moved_bytes == pytest.approx(2 * 2 * layer.params * (1 + 1 / 32))
