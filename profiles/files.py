@@ -77,10 +77,7 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     make_folder(path.parent)
     if path.is_dir():
         raise BadInput(f"{path}: is a folder, a file name is needed")
-    try:
-        fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    except OSError as e:
-        raise BadInput(f"{path.parent}: cannot write there ({e.strerror})") from None
+    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as f:
             f.write(data)
@@ -103,9 +100,11 @@ def make_folder(path: str | Path) -> Path:
         raise BadInput(f"{path}: a file stands where a folder is needed") from None
     except OSError as e:
         raise BadInput(f"{path}: cannot make this folder ({e.strerror})") from None
-    if not os.access(path, os.W_OK):
-        raise BadInput(f"{path}: this folder is not writable")
-    return path
+    try:
+        with tempfile.TemporaryFile(dir=path):
+            return path
+    except OSError as e:
+        raise BadInput(f"{path}: cannot write in this folder ({e.strerror})") from None
 
 
 def catalog_names(kind: str) -> list[str]:

@@ -100,9 +100,9 @@ def _check_rows(frame: pd.DataFrame, origin: str, first_line: int) -> pd.DataFra
     def refuse(bad: Any, column: str, want: str) -> None:
         if bool(np.any(bad)):
             i = int(np.argmax(np.asarray(bad)))
-            raise BadInput(
-                f"{origin}: line {first_line + i}: {column}: must be {want} (is {frame[column].iloc[i]!r})"
-            )
+            value = frame[column].iloc[i]
+            shown = repr(value) if isinstance(value, str) else str(value)
+            raise BadInput(f"{origin}: line {first_line + i}: {column}: must be {want} (is {shown})")
 
     known = (*SIZES, *KINDS, *OTHER_KINDS)
     refuse(~frame["kind"].isin(known), "kind", f"one of {', '.join(known)}")

@@ -48,7 +48,8 @@ def parse(text: object, dimension: str, field: str = "value") -> float:
         problem = f"unknown unit {unit!r}" if unit else "a bare number; the unit is needed"
         raise BadInput(f"{field}: {text!r} is {problem}; write it like {example!r}")
     if number < 0 or not math.isfinite(number):
-        raise BadInput(f"{field}: {text!r} must not be negative; write it like {example!r}")
+        problem = "must not be negative" if number < 0 else "is too large a number"
+        raise BadInput(f"{field}: {text!r} {problem}; write it like {example!r}")
     return number * units[unit]
 
 

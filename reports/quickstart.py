@@ -15,6 +15,7 @@ from planner.search import Found, search
 from planner.shapes import model_cases
 from profiles import files
 from profiles.families import load_model
+from profiles.files import BadInput
 from profiles.hardware import load_cluster
 from profiles.measure import measure_machine
 from profiles.measure.devices import num_devices
@@ -26,13 +27,20 @@ from simulator.replay import rank_names
 from simulator.timeline import Timeline, chrome_trace
 
 LARGE_MODEL, LARGE_CLUSTER, LARGE_TOKENS = "llama-3-8b", "dgx-h100:16", 15e12
-SMALL_MODEL, SEQUENCES_PER_RANK = "bytes-5m", 8
+SMALL_MODEL, SEQUENCES_PER_RANK, WARM_UP_STEPS = "bytes-5m", 8, 3
 
 
 def quickstart(
     out: str | Path, *, seconds: float = 45.0, steps: int = 30, ranks: int | None = None, quiet: bool = False
 ) -> dict[str, Any]:
     """Run every stage and return the figures; everything that is made lies under `out`."""
+    num_ranks = num_devices("cpu") if ranks is None else ranks
+    if num_ranks < 1:
+        raise BadInput(f"ranks: must be at least 1 (is {num_ranks})")
+    if not seconds > 0:
+        raise BadInput(f"seconds: must be positive (is {seconds:g})")
+    if steps <= WARM_UP_STEPS:
+        raise BadInput(f"steps: must be more than the {WARM_UP_STEPS} of the warm-up (is {steps})")
     out = files.make_folder(out)
 
     def say(shown: object) -> None:
@@ -45,7 +53,6 @@ def quickstart(
     say(prediction_table(plan.prediction, plan.strategy, f"{LARGE_MODEL} on {LARGE_CLUSTER}"))
     say(runners_up_table(found.best, found.runners_up))
     say(rejected_table(found))
-    num_ranks = ranks or num_devices("cpu")
     say(f"[bold]2 of 2: the loop at home[/]: {SMALL_MODEL} on this machine, {num_ranks} ranks")
     local, run = _loop_at_home(out / "local", num_ranks, seconds, steps)
     comparison = compare_plan_run(local, run)
@@ -91,7 +98,8 @@ def _loop_at_home(folder: Path, num_ranks: int, seconds: float, steps: int) -> t
         found = search(question, lambda s: refusal(s, model, "cpu"), lambda share: advance(share, ""))
         plan = plan_from_search(question, found, profile)
         _write(plan, folder)
-    job = Job(model=model, strategy=plan.strategy, out=str(folder / "run"), num_steps=steps, learning_rate=1e-3)
+    job = Job(model=model, strategy=plan.strategy, out=str(folder / "run"), num_steps=steps,
+              num_warmup_steps=WARM_UP_STEPS, learning_rate=1e-3)
     with progress("training") as advance:
         run = launch(job, lambda e: advance((e["step"] + 1) / steps, f"loss {e['loss']:.3f}"))
     with progress("reporting"):

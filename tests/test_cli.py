@@ -129,7 +129,14 @@ def test_unwritable_output_leaves_everything(run, tmp_path: Path) -> None:  # ty
     assert [p.name for p in tmp_path.iterdir()] == ["file"]
     if os.geteuid() != 0:
         (tmp_path / "closed").mkdir(mode=0o500)
-        mistake(run("plan", "gpt2", "dgx-h100:1", "--tokens", "1B", "--out", "closed/plan.yaml"), "not writable")
+        mistake(run("plan", "gpt2", "dgx-h100:1", "--tokens", "1B", "--out", "closed/plan.yaml"), "cannot write in this folder")
+
+
+def test_quickstart_checks_before_it_starts(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("quickstart", "--ranks", "0"), "ranks: must be at least 1 (is 0)")
+    mistake(run("quickstart", "--steps", "3"), "steps: must be more than the 3 of the warm-up (is 3)")
+    mistake(run("quickstart", "--seconds", "0"), "seconds: must be positive")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_usage(run) -> None:  # type: ignore[no-untyped-def]

@@ -37,12 +37,12 @@ MODEL_TYPES = {"gpt2": "gpt2", "llama": "llama", "qwen2": "llama"}
 def model_from_config(config: dict[str, Any], name: str, source: str = "") -> ModelSpec:
     """Return the spec of a Hugging Face `config.json`; an unknown `model_type` or a missing field is a `BadInput`."""
     kind = config.get("model_type")
-    if kind not in MODEL_TYPES:
+    if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise BadInput(f"{name}: model_type: {kind!r} is not known; known are {', '.join(MODEL_TYPES)}")
     try:
         spec = FAMILIES[MODEL_TYPES[kind]].from_config(config)
-    except KeyError as e:
-        raise BadInput(f"{name}: {e.args[0]}: this field is missing; a {kind} config needs it") from None
+    except BadInput as e:
+        raise BadInput(f"{name}: {e}") from None
     spec = replace(spec, name=name, source=source or f"config of {name}")
     check_spec(spec)
     return spec
@@ -56,6 +56,8 @@ def check_spec(spec: ModelSpec) -> None:
             isinstance(value, bool) or not isinstance(value, int) or value < 1
         ):
             raise BadInput(f"{spec.name}: {field.name}: must be a whole number of at least 1 (is {value!r})")
+    if spec.family == "llama" and spec.head_dim % 2:
+        raise BadInput(f"{spec.name}: head_dim: rotary positions need an even number (is {spec.head_dim})")
     if spec.num_heads % spec.num_kv_heads:
         raise BadInput(
             f"{spec.name}: num_kv_heads: {spec.num_kv_heads} key-value heads do not divide {spec.num_heads} heads"

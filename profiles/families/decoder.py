@@ -3,12 +3,34 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from profiles.collectives import Collective
+from profiles.files import BadInput
 from profiles.model import ModelSpec
 from profiles.ops import ELEMENT_BYTES, Attention, CrossEntropy, Embedding, Gemm, Num, Op, Pointwise
 
 Item = Op | Collective
+
+
+def whole_number(config: dict[str, Any], field: str, default: int | None = None) -> int:
+    """Return a field of a configuration that must be a whole number of at least 1; null counts as missing."""
+    value = config.get(field)
+    value = default if value is None else value
+    if value is None:
+        raise BadInput(f"{field}: is missing")
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise BadInput(f"{field}: must be a whole number of at least 1 (is {value!r})")
+    return value
+
+
+def number(config: dict[str, Any], field: str, default: float) -> float:
+    """Return a field of a configuration that must be a number above 0; a missing or null one is the default."""
+    value = config.get(field)
+    value = default if value is None else value
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
+        raise BadInput(f"{field}: must be a number above 0 (is {value!r})")
+    return float(value)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,8 +12,10 @@ from profiles.families.decoder import (
     gather,
     head_items,
     norm,
+    number,
     residual_add,
     scatter,
+    whole_number,
 )
 from profiles.model import ModelSpec, ParamSpec, Part
 from profiles.ops import Gemm, Pointwise
@@ -21,12 +23,13 @@ from profiles.ops import Gemm, Pointwise
 
 def from_config(config: dict[str, Any]) -> ModelSpec:
     """Return the spec of a `GPT2Config`."""
-    heads, hidden = config["n_head"], config["n_embd"]
+    heads, hidden = whole_number(config, "n_head"), whole_number(config, "n_embd")
     return ModelSpec(
-        name="", family="gpt2", num_layers=config["n_layer"], hidden=hidden, num_heads=heads, num_kv_heads=heads,
-        head_dim=hidden // heads, ffn_hidden=config.get("n_inner") or 4 * hidden, vocab=config["vocab_size"],
-        max_seq_len=config["n_positions"], tied_embeddings=bool(config.get("tie_word_embeddings", True)),
-        qkv_bias=True, norm_eps=float(config.get("layer_norm_epsilon", 1e-5)),
+        name="", family="gpt2", num_layers=whole_number(config, "n_layer"), hidden=hidden, num_heads=heads,
+        num_kv_heads=heads, head_dim=hidden // heads, ffn_hidden=whole_number(config, "n_inner", 4 * hidden),
+        vocab=whole_number(config, "vocab_size"), max_seq_len=whole_number(config, "n_positions"),
+        tied_embeddings=bool(config.get("tie_word_embeddings", True)), qkv_bias=True,
+        norm_eps=number(config, "layer_norm_epsilon", 1e-5),
     )
 
 

@@ -13,8 +13,10 @@ from profiles.families.decoder import (
     gather,
     head_items,
     norm,
+    number,
     residual_add,
     scatter,
+    whole_number,
 )
 from profiles.files import BadInput
 from profiles.model import ModelSpec, ParamSpec, Part
@@ -28,19 +30,19 @@ def from_config(config: dict[str, Any]) -> ModelSpec:
             raise BadInput(f"{unknown}: true is not known for this family; only false can be priced")
     if config.get("use_sliding_window"):
         raise BadInput("use_sliding_window: true is not known for this family; only false can be priced")
-    heads = config["num_attention_heads"]
-    rope = config.get("rope_parameters") or {}
+    heads, hidden = whole_number(config, "num_attention_heads"), whole_number(config, "hidden_size")
+    rope = config.get("rope_parameters")
     return ModelSpec(
         name="", family="llama",
-        num_layers=config["num_hidden_layers"], hidden=config["hidden_size"], num_heads=heads,
-        num_kv_heads=config.get("num_key_value_heads") or heads,
-        head_dim=config.get("head_dim") or config["hidden_size"] // heads,
-        ffn_hidden=config["intermediate_size"], vocab=config["vocab_size"],
-        max_seq_len=config["max_position_embeddings"],
+        num_layers=whole_number(config, "num_hidden_layers"), hidden=hidden, num_heads=heads,
+        num_kv_heads=whole_number(config, "num_key_value_heads", heads),
+        head_dim=whole_number(config, "head_dim", hidden // heads),
+        ffn_hidden=whole_number(config, "intermediate_size"), vocab=whole_number(config, "vocab_size"),
+        max_seq_len=whole_number(config, "max_position_embeddings"),
         tied_embeddings=bool(config.get("tie_word_embeddings", False)),
         qkv_bias=config.get("model_type") == "qwen2",
-        norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-        rope_theta=float(config.get("rope_theta") or rope.get("rope_theta") or 10000.0),
+        norm_eps=number(config, "rms_norm_eps", 1e-6),
+        rope_theta=number(config | (rope if isinstance(rope, dict) else {}), "rope_theta", 10000.0),
     )
 
 
