@@ -41,7 +41,7 @@ def more_memory(cluster: Cluster, times: float) -> Cluster:
     return replace(cluster, accelerator=accelerator)
 
 
-@pytest.mark.parametrize(("name", "gpus", "batch"), [("dgx-h100:2", 16, 32), ("dgx-a100:1", 8, 16), ("dgx-b200:1", 4, 8)])
+@pytest.mark.parametrize(("name", "gpus", "batch"), [("dgx-h100:1", 8, 32), ("dgx-a100:1", 8, 16), ("dgx-b200:1", 4, 8)])
 def test_the_winner_is_the_best_of_a_brute_force_replay(name: str, gpus: int, batch: int) -> None:
     q = question(with_num_gpus(load_cluster(name), gpus), batch)
     best = search(q).best
