@@ -188,6 +188,11 @@ def _given_strategy(
     return strategy
 
 
+def _refuse_own_input(given: Path, target: Path | None, option: str) -> None:
+    if target is not None and target.resolve() == given.resolve():
+        raise BadInput(f"{option}: {target} is the plan that is read; give another name")
+
+
 def _title(question: Question) -> str:
     cluster = question.cluster
     return f"{question.model.name} on {question.cluster_text} ({cluster.num_gpus} x {cluster.accelerator.title})"
@@ -217,7 +222,10 @@ def plan(
 ) -> None:
     """Choose the strategy: price all of them, replay the best, write plan and page. Exit status 1 if nothing fits."""
     question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, price, profile)
-    files.make_folder(out.resolve().parent)
+    if out.suffix == ".html":
+        raise BadInput(f"out: {out} would be overwritten by the page; name the plan file, like 'plan.yaml'")
+    files.check_target(out)
+    files.check_target(out.with_suffix(".html"))
     device = question.cluster.accelerator.device
     engine_only = runnable or question.cluster.table is not None
     with progress("searching strategies") as advance:
@@ -251,6 +259,7 @@ def simulate(
     as_json: Json = False,
 ) -> None:
     """Replay one step of a plan with SimPy."""
+    _refuse_own_input(plan, trace, "trace")
     plan_ = read_plan(plan)
     prediction, timeline = predict(plan_.question, plan_.strategy)
     if trace is not None:
@@ -317,6 +326,7 @@ def report(
     """Write one self-contained HTML page."""
     plan_: Plan = read_plan(plan)
     target = out or plan.with_suffix(".html")
+    _refuse_own_input(plan, target, "out")
     page = write_page(plan_, target, run=read_run(run) if run else None,
                       timeline=predict(plan_.question, plan_.strategy)[1])
     if as_json:

@@ -57,6 +57,8 @@ def check_job(job: Job) -> None:
     """Refuse a job whose length or learning rate makes no sense."""
     if job.num_warmup_steps < 0 or job.num_steps <= job.num_warmup_steps:
         raise BadInput(f"num_steps: {job.num_steps} leave none to measure after {job.num_warmup_steps} of warm-up")
+    if job.seed < 0:
+        raise BadInput(f"seed: must be at least 0 (is {job.seed})")
     if not job.learning_rate > 0:
         raise BadInput(f"learning_rate: must be above 0 (is {job.learning_rate})")
 

@@ -73,10 +73,7 @@ def write_text(path: str | Path, text: str) -> Path:
 
 def write_bytes(path: str | Path, data: bytes) -> Path:
     """Write bytes whole or not at all: to a temporary name beside the target, then renamed."""
-    path = Path(path)
-    make_folder(path.parent)
-    if path.is_dir():
-        raise BadInput(f"{path}: is a folder, a file name is needed")
+    path = check_target(path)
     fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(fd, "wb") as f:
@@ -88,6 +85,18 @@ def write_bytes(path: str | Path, data: bytes) -> Path:
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
+    return path
+
+
+def check_target(path: str | Path) -> Path:
+    """Return where a file will be written (through links), if it can be: in a folder, not over a folder or a device."""
+    path = Path(path)
+    path = path.resolve() if path.is_symlink() else path
+    if path.is_dir():
+        raise BadInput(f"{path}: is a folder, a file name is needed")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"{path}: is no regular file; give the name of one")
+    make_folder(path.parent)
     return path
 
 

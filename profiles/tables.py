@@ -78,7 +78,8 @@ def read_table(path: str | Path) -> MeasuredTable:
         raise BadInput(f"{path}: {missing[0]}: this field of the head is missing; run `headway profile` again")
     for field in HEAD_FIELDS[2:7]:
         value = head[field]
-        ok = isinstance(value, dict) if field == "peak_flop_per_s" else isinstance(value, (int, float)) and value > 0
+        values = value.values() if field == "peak_flop_per_s" and isinstance(value, dict) else [value]
+        ok = len(values) > 0 and all(isinstance(v, (int, float)) and 0 < v < float("inf") for v in values)
         if not ok:
             raise BadInput(f"{path}: {field}: must be a positive number (is {value!r})")
     try:
@@ -110,7 +111,10 @@ def _check_rows(frame: pd.DataFrame, origin: str, first_line: int) -> pd.DataFra
         numbers = pd.to_numeric(frame[column], errors="coerce")
         refuse(numbers.isna() & frame[column].notna(), column, "a number")
         frame[column] = numbers.astype(float)
-    refuse(~(frame["median_s"] > 0), "median_s", "a positive number of seconds")
+    for column in ("median_s", "p10_s", "p90_s"):
+        refuse(~((frame[column] > 0) & (frame[column] < float("inf"))), column, "a positive number of seconds")
+    for column in ("group_size", "bytes", "num_samples"):
+        refuse(frame[column].notna() & ~(frame[column] > 0), column, "a positive number")
     refuse(~(frame["p90_s"] >= frame["p10_s"]), "p90_s", "at least p10_s")
     for kind, names in SIZES.items():
         of_kind = frame["kind"] == kind

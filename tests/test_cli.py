@@ -132,6 +132,20 @@ def test_unwritable_output_leaves_everything(run, tmp_path: Path) -> None:  # ty
         mistake(run("plan", "gpt2", "dgx-h100:1", "--tokens", "1B", "--out", "closed/plan.yaml"), "cannot write in this folder")
 
 
+def test_no_verb_writes_over_its_input_or_its_own_output(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--out", "x.html"), "x.html", "overwritten by the page")
+    (tmp_path / "y.html").mkdir()
+    (tmp_path / "y.yaml").write_text("precious")
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--out", "y.yaml"), "y.html", "is a folder")
+    assert (tmp_path / "y.yaml").read_text() == "precious"
+    run("estimate", *LARGE, "--zero", "3", "--out", "keep.yaml")
+    kept = (tmp_path / "keep.yaml").read_bytes()
+    mistake(run("report", "keep.yaml", "--out", "keep.yaml"), "keep.yaml is the plan that is read")
+    mistake(run("simulate", "keep.yaml", "--trace", "keep.yaml"), "keep.yaml is the plan that is read")
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--out", "/dev/null"), "/dev/null", "no regular file")
+    assert (tmp_path / "keep.yaml").read_bytes() == kept
+
+
 def test_quickstart_checks_before_it_starts(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     mistake(run("quickstart", "--ranks", "0"), "ranks: must be at least 1 (is 0)")
     mistake(run("quickstart", "--steps", "3"), "steps: must be more than the 3 of the warm-up (is 3)")
