@@ -16,14 +16,10 @@ from executor.data import STDLIB, open_corpus, write_stdlib
 from executor.engine import refusal
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
 from profiles.files import BadInput, make_folder, write_text
+from profiles.measure import CPU_ENVIRONMENT
 
 NUM_LOG_LINES = 20
 PATIENCE_S = 15.0
-CPU_ENVIRONMENT = {
-    "OMP_NUM_THREADS": "1",
-    # give freed memory back at once, so that the peak of resident memory is the peak of what was in use
-    "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536",
-}
 
 
 def launch(job: Job, on_progress: Callable[[dict[str, Any]], None] | None = None) -> Run:

@@ -69,6 +69,9 @@ def ask(
             f"{price.usd_per_gpu_hour:g} USD per GPU-hour, {price.term}, {price.provider}, as of {price.date} "
             f"({price.source})"
         )
+    assumptions.append(
+        "memory and recomputation are those of torch's own engines: a pipeline keeps its buffers until the step ends"
+    )
     assumptions.append("no failures, restarts, evaluation or checkpoint stalls: days are those of an undisturbed run")
     return Question(
         model=model, cluster=cluster, cluster_text=cluster_text or f"{cluster.name}:{cluster.num_nodes}",

@@ -64,7 +64,7 @@ def test_config_json_of_a_person(tmp_path: Path) -> None:
         ({"hidden_size": None}, "mine: hidden_size: is missing"),
         ({"num_hidden_layers": -1}, "num_hidden_layers: must be a whole number of at least 1"),
         ({"num_key_value_heads": 5}, "num_kv_heads: 5 key-value heads do not divide 32 heads"),
-        ({"attention_bias": True}, "attention_bias: true is not known"),
+        ({"attention_bias": True}, "attention_bias: True is not known"),
         ({"vocab_size": "many"}, r"vocab_size: must be a whole number of at least 1 \(is 'many'\)"),
         ({"num_attention_heads": 0}, "num_attention_heads: must be a whole number"),
         ({"rms_norm_eps": "small"}, "rms_norm_eps: must be a number above 0"),

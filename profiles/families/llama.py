@@ -25,9 +25,9 @@ from profiles.ops import Gemm, Pointwise
 
 def from_config(config: dict[str, Any]) -> ModelSpec:
     """Return the spec of a `LlamaConfig` or `Qwen2Config`."""
-    for unknown in ("attention_bias", "mlp_bias"):
+    for unknown in ("attention_bias", "mlp_bias", "num_local_experts"):
         if config.get(unknown):
-            raise BadInput(f"{unknown}: true is not known for this family; only false can be priced")
+            raise BadInput(f"{unknown}: {config[unknown]!r} is not known for this family and cannot be priced")
     if config.get("use_sliding_window"):
         raise BadInput("use_sliding_window: true is not known for this family; only false can be priced")
     heads, hidden = whole_number(config, "num_attention_heads"), whole_number(config, "hidden_size")

@@ -25,7 +25,8 @@ from profiles.ops import ELEMENT_BYTES, Kernel
 from profiles.tables import MeasuredTable, table_from_rows
 
 CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-"""What a rank on CPU must find in its environment when it starts: one thread, and freed memory goes back at once."""
+"""What a rank on CPU, of the profiler or the executor, finds in its environment: one thread, and freed memory goes back
+at once, so that the peak of resident memory is the peak of what was in use."""
 POOL_BYTES = 1 << 28
 """Inputs rotate through this much memory per rank, which is more than a rank's share of the last cache."""
 
