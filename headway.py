@@ -17,7 +17,7 @@ from executor.engine import refusal
 from executor.launch import launch
 from executor.run import Job, read_run
 from planner.plan import Plan, StrategyFile, plan_from_prediction, plan_from_search, read_plan, write_plan
-from planner.predict import predict
+from planner.predict import predict, predict_replayed
 from planner.question import Question, ask
 from planner.rules import illegal_reason
 from planner.search import search
@@ -32,6 +32,7 @@ from profiles.tables import write_table
 from profiles.units import parse
 from reports.compare import compare_plan_run, compare_plans, comparison_table
 from reports.console import (
+    KINDS,
     catalog_rows,
     console,
     plan_json,
@@ -43,7 +44,10 @@ from reports.console import (
 )
 from reports.page import write_page
 from reports.quickstart import quickstart as run_quickstart
+from reports.validate_command import COLUMNS_HELP, accuracy_json, accuracy_tables, calibrate_runs, read_before
+from reports.validate_command import validate as validate_runs
 from simulator.replay import rank_names
+from simulator.software import load_software
 from simulator.strategy import Strategy
 from simulator.timeline import chrome_trace
 
@@ -59,7 +63,12 @@ Tokens = Annotated[str, typer.Option(help="Token budget of the run, like 15T.")]
 Gpus = Annotated[int | None, typer.Option(help="Use only that many accelerators of the cluster.")]
 SeqLen = Annotated[int | None, typer.Option(help="Sequence length, tokens. [the model's context, at most 8192]")]
 GlobalBatch = Annotated[int | None, typer.Option(help="Sequences in a step, over all ranks. [about 4 Mi tokens]")]
-Precision = Annotated[str | None, typer.Option(help="bf16 or fp32. [bf16 on GPUs, fp32 on CPU]")]
+Precision = Annotated[str | None, typer.Option(
+    help="bf16, fp16, fp32, or what linear maps compute in: fp8, fp8-block, mxfp8, nvfp4. [bf16 on GPUs, fp32 on CPU]"
+)]
+SoftwareOption = Annotated[str | None, typer.Option(
+    "--software", help="What trains: a name of `headway catalog software`, or a YAML. [Headway's own torch engine]"
+)]
 Kernels = Annotated[str | None, typer.Option(help="eager, or fused (torch.compile). [fused on GPUs, eager on CPU]")]
 PriceOption = Annotated[str | None, typer.Option("--price", help="Override the price, like '2.20 USD/h' per GPU.")]
 Profile = Annotated[Path | None, typer.Option(help="A profile file, for the cluster 'local'.")]
@@ -68,7 +77,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, S
 
 def _question(
     model: str, cluster: str, tokens: str, gpus: int | None, seq_len: int | None, global_batch: int | None,
-    precision: str | None, kernels: str | None, price: str | None, profile: Path | None,
+    precision: str | None, kernels: str | None, software: str | None, price: str | None, profile: Path | None,
 ) -> Question:
     machine = load_cluster(cluster, profile)
     if gpus is not None:
@@ -79,7 +88,8 @@ def _question(
     )
     return ask(
         load_model(model), machine, tokens=parse(tokens, "count", "tokens"), cluster_text=cluster, seq_len=seq_len,
-        global_batch=global_batch, precision=precision, kernels=kernels, price=given,
+        global_batch=global_batch, precision=precision, kernels=kernels,
+        software=load_software(software) if software else None, price=given,
     )
 
 
@@ -89,12 +99,12 @@ def _print_json(data: dict[str, Any]) -> None:
 
 @app.command()
 def catalog(
-    kind: Annotated[str, typer.Argument(help="models, accelerators, clusters or prices.")] = "models",
+    kind: Annotated[str, typer.Argument(help="models, accelerators, clusters, software or prices.")] = "models",
     as_json: Json = False,
 ) -> None:
     """List what the catalogue holds, with sources."""
-    if kind not in ("models", "accelerators", "clusters", "prices"):
-        raise BadInput(f"kind: {kind!r} is not in the catalogue; it has models, accelerators, clusters, prices")
+    if kind not in KINDS:
+        raise BadInput(f"kind: {kind!r} is not in the catalogue; it has {', '.join(KINDS)}")
     head, rows = catalog_rows(kind)
     if as_json:
         _print_json({kind: [dict(zip(head, row, strict=True)) for row in rows]})
@@ -137,11 +147,22 @@ def estimate(
     model: Model,
     cluster: ClusterArg,
     dp: Annotated[int | None, typer.Option(help="Data-parallel degree. [what the others leave]")] = None,
-    tp: Annotated[int, typer.Option(help="Tensor-parallel degree, with sequence parallelism.")] = 1,
+    tp: Annotated[int, typer.Option(help="Tensor-parallel degree.")] = 1,
+    sequence_parallel: Annotated[bool, typer.Option(help="Shard the residual stream over tp.")] = True,
+    cp: Annotated[int, typer.Option(help="Context-parallel degree.")] = 1,
+    context: Annotated[str, typer.Option(help="How keys reach other cp ranks: ring, all_gather or ulysses.")] = "ring",
     pp: Annotated[int, typer.Option(help="Pipeline-parallel degree.")] = 1,
+    chunks: Annotated[int, typer.Option(help="Chunks of layers a pipeline rank holds (interleaved).")] = 1,
+    ep: Annotated[int, typer.Option(help="Expert-parallel degree.")] = 1,
+    etp: Annotated[int, typer.Option(help="Tensor-parallel degree inside an expert.")] = 1,
+    imbalance: Annotated[float, typer.Option(help="Tokens of the busiest expert rank over the mean.")] = 1.0,
     zero: Annotated[int, typer.Option(help="ZeRO level, 0 to 3.")] = 0,
+    shard_group: Annotated[int, typer.Option(help="Ranks that share one copy of sharded state; 0: all of dp.")] = 0,
     recompute: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
-    schedule: Annotated[str, typer.Option(help="1F1B or GPipe.")] = "1F1B",
+    recompute_share: Annotated[float, typer.Option(help="Share of the layers that recompute.")] = 1.0,
+    schedule: Annotated[str | None, typer.Option(
+        help="1F1B, GPipe or Interleaved1F1B. [1F1B; interleaved where there are chunks]"
+    )] = None,
     micro_batch: Annotated[int, typer.Option(help="Sequences in a micro-batch.")] = 1,
     tokens: Tokens = "1T",
     gpus: Gpus = None,
@@ -149,15 +170,21 @@ def estimate(
     global_batch: GlobalBatch = None,
     precision: Precision = None,
     kernels: Kernels = None,
+    software: SoftwareOption = None,
     price: PriceOption = None,
     profile: Profile = None,
     out: Annotated[Path | None, typer.Option(help="Write the strategy as a plan file, too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Price one given strategy: step time, memory, days, dollars. Exit status 1 if it does not fit."""
-    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, price, profile)
-    strategy = _given_strategy(question, dp, tp, pp, zero, recompute, schedule, micro_batch)
-    prediction, _ = predict(question, strategy)
+    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, software, price, profile)
+    strategy = _given_strategy(question, dp, {
+        "tp": tp, "sequence_parallel": sequence_parallel, "cp": cp, "context": context, "pp": pp, "chunks": chunks,
+        "ep": ep, "etp": etp, "imbalance": imbalance, "zero": zero, "shard_group": shard_group, "recompute": recompute,
+        "recompute_share": recompute_share, "micro_batch": micro_batch,
+        "schedule": schedule or ("1F1B" if chunks == 1 else "Interleaved1F1B"),
+    })
+    prediction = predict(question, strategy)
     plan_ = plan_from_prediction(question, prediction, profile)
     if out is not None:
         write_plan(plan_, out)
@@ -169,19 +196,17 @@ def estimate(
     raise typer.Exit(0 if prediction.fits else 1)
 
 
-def _given_strategy(
-    question: Question, dp: int | None, tp: int, pp: int, zero: int, recompute: str, schedule: str, micro_batch: int
-) -> Strategy:
-    given: dict[str, Any] = {
-        "tp": tp, "pp": pp, "zero": zero, "recompute": recompute, "schedule": schedule, "micro_batch": micro_batch,
-        "seq_len": question.seq_len, "precision": question.precision, "kernels": question.kernels,
-    }
+def _given_strategy(question: Question, dp: int | None, given: dict[str, Any]) -> Strategy:
+    given = given | {"seq_len": question.seq_len, "precision": question.precision}
     files.validate(StrategyFile, given if dp is None else given | {"dp": dp}, "strategy")
-    num = question.cluster.num_gpus
-    if dp is None and num % (tp * pp):
-        raise BadInput(f"dp: tp {tp} x pp {pp} = {tp * pp} does not divide the {num} accelerators")
-    dp = dp or num // (tp * pp)
-    strategy = Strategy(dp=dp, num_microbatches=max(1, question.global_batch // (dp * micro_batch)), **given)
+    num, others = question.cluster.num_gpus, given["tp"] * given["cp"] * given["pp"]
+    if dp is None and num % others:
+        raise BadInput(
+            f"dp: tp {given['tp']} x cp {given['cp']} x pp {given['pp']} = {others} does not divide the {num} accelerators"
+        )
+    dp = dp or num // others
+    num_microbatches = max(1, question.global_batch // (dp * given["micro_batch"]))
+    strategy = Strategy(dp=dp, num_microbatches=num_microbatches, software=question.software, **given)
     reason = illegal_reason(strategy, question)
     if reason:
         raise BadInput(f"strategy: {reason}")
@@ -214,6 +239,7 @@ def plan(
     global_batch: GlobalBatch = None,
     precision: Precision = None,
     kernels: Kernels = None,
+    software: SoftwareOption = None,
     price: PriceOption = None,
     profile: Profile = None,
     runnable: Annotated[bool, typer.Option(help="Only strategies that `headway run` can run. [on for 'local']")] = False,
@@ -221,7 +247,7 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose the strategy: price all of them, replay the best, write plan and page. Exit status 1 if nothing fits."""
-    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, price, profile)
+    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, software, price, profile)
     if out.suffix == ".html":
         raise BadInput(f"out: {out} would be overwritten by the page; name the plan file, like 'plan.yaml'")
     files.check_target(out)
@@ -241,7 +267,7 @@ def plan(
         raise typer.Exit(1)
     plan_ = plan_from_search(question, found, profile)
     write_plan(plan_, out)
-    write_page(plan_, out.with_suffix(".html"), timeline=predict(question, plan_.strategy)[1])
+    write_page(plan_, out.with_suffix(".html"), timeline=predict_replayed(question, plan_.strategy)[1])
     if as_json:
         _print_json(plan_json(plan_, found))
         return
@@ -261,7 +287,7 @@ def simulate(
     """Replay one step of a plan with SimPy."""
     _refuse_own_input(plan, trace, "trace")
     plan_ = read_plan(plan)
-    prediction, timeline = predict(plan_.question, plan_.strategy)
+    prediction, timeline = predict_replayed(plan_.question, plan_.strategy)
     if trace is not None:
         files.write_text(trace, chrome_trace(timeline, rank_names(plan_.strategy)))
     fresh = plan_from_prediction(plan_.question, prediction, plan_.profile)
@@ -328,11 +354,46 @@ def report(
     target = out or plan.with_suffix(".html")
     _refuse_own_input(plan, target, "out")
     page = write_page(plan_, target, run=read_run(run) if run else None,
-                      timeline=predict(plan_.question, plan_.strategy)[1])
+                      timeline=predict_replayed(plan_.question, plan_.strategy)[1])
     if as_json:
         _print_json({"path": str(page)})
     else:
         console.print(f"page in {page}", soft_wrap=True)
+
+
+@app.command()
+def validate(
+    runs: Annotated[Path | None, typer.Argument(help=COLUMNS_HELP)] = None,
+    where: Annotated[list[str] | None, typer.Option(
+        help="Only rows with column=glob or column>=number, like 'gpu=H100*'; may be repeated."
+    )] = None,
+    out: Annotated[Path, typer.Option(help="The folder for the page and for every row.")] = Path("out/validate"),
+    before: Annotated[Path | None, typer.Option(help="The accuracy.json of an earlier run, to show what changed.")] = None,
+    leave_out: Annotated[bool, typer.Option(
+        help="Predict each row also by numbers that were fitted without its source (refits; about a minute)."
+    )] = False,
+    calibrate: Annotated[Path | None, typer.Option(
+        help="Fit the calibrations on these runs, and write them into this folder instead of predicting."
+    )] = None,
+    as_json: Json = False,
+) -> None:
+    """Predict published measured runs, and show how far off the predictions are."""
+    if calibrate is not None:
+        with progress("fitting on measured runs") as advance:
+            written = calibrate_runs(runs, where or (), calibrate, on_progress=lambda share: advance(share, ""))
+        console.print("\n".join(map(str, written)), soft_wrap=True)
+        return
+    earlier = read_before(before) if before else None
+    with progress("predicting measured runs") as advance:
+        accuracy = validate_runs(
+            runs, where or (), out, on_progress=lambda share: advance(share, ""), leave_out=leave_out
+        )
+    if as_json:
+        _print_json(accuracy_json(accuracy))
+        return
+    for table in accuracy_tables(accuracy, earlier):
+        console.print(table)
+    console.print(f"{out / 'accuracy.html'} and {out / 'rows.csv'}", soft_wrap=True)
 
 
 @app.command()

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from profiles.model import ModelSpec
-from simulator.strategy import MODES, PRECISIONS, RECOMPUTE, SCHEDULES, Strategy
+from profiles.model import FeedForward, ModelSpec, SelfAttention
+from simulator.software import MODES
+from simulator.strategy import RECOMPUTE, Strategy
 
 FAMILIES = ("gpt2", "llama")
+PRECISIONS = ("bf16", "fp32")
+SCHEDULES = ("1F1B", "GPipe")
 NUM_BYTES = 256
 """Tokens are bytes, so the vocabulary must hold them all."""
 
@@ -30,9 +33,18 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
     ):
         if value not in known:
             yield f"{field} {value!r} is not known to the engine, which runs {', '.join(map(str, known))}"
-    for axis in ("cp", "ep", "chunks"):
+    for axis in ("cp", "ep", "etp", "chunks"):
         if getattr(strategy, axis) != 1:
             yield f"{axis}={getattr(strategy, axis)}: the engine does not run {_AXIS_NAMES[axis]} yet, only {axis}=1"
+    if model.family not in FAMILIES:
+        return
+    if strategy.shard_group not in (0, strategy.replicas):
+        yield (f"shard_group={strategy.shard_group}: the engine shards over all dp={strategy.dp} ranks, not over groups "
+               "of them")
+    if not strategy.sequence_parallel and strategy.tp > 1:
+        yield "sequence_parallel: the engine runs tensor parallelism with sequence parallelism only"
+    if strategy.recompute != "none" and strategy.recompute_share != 1:
+        yield f"recompute_share={strategy.recompute_share}: the engine recomputes all layers or none"
     yield from _sizes(strategy, model)
     if strategy.zero == 1 and strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1 or strategy.precision != "fp32"):
         yield ("ZeRO-1 runs with tp=1, pp=1 and fp32 only (torch's ZeroRedundancyOptimizer knows neither sharded nor "
@@ -43,7 +55,10 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
                "outputs to keep")
 
 
-_AXIS_NAMES = {"cp": "context parallelism", "ep": "expert parallelism", "chunks": "interleaved pipelines"}
+_AXIS_NAMES = {
+    "cp": "context parallelism", "ep": "expert parallelism", "etp": "expert tensor parallelism",
+    "chunks": "interleaved pipelines",
+}
 
 
 def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
@@ -52,8 +67,10 @@ def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
             yield f"{field}={getattr(strategy, field)} is less than 1"
     if strategy.pp > model.num_layers:
         yield f"pp={strategy.pp} needs a layer for each stage, and {model.name} has {model.num_layers}"
+    mixer, ffn = model.kinds[0].mixer, model.kinds[0].ffn
+    assert isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)
     for name, size in (
-        ("heads", model.num_heads), ("key-value heads", model.num_kv_heads), ("FFN channels", model.ffn_hidden),
+        ("heads", mixer.num_heads), ("key-value heads", mixer.num_kv_heads), ("FFN channels", ffn.hidden),
         ("vocabulary entries", model.vocab), ("sequence positions", strategy.seq_len),
     ):
         if size % strategy.tp:

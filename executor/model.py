@@ -17,7 +17,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from profiles import kernels
 from profiles.families import all_params
-from profiles.model import ModelSpec, ParamSpec
+from profiles.model import FeedForward as FeedForwardSpec
+from profiles.model import ModelSpec, ParamSpec, SelfAttention
 
 aten = torch.ops.aten
 KEPT_BY_SELECTIVE = frozenset({
@@ -40,7 +41,7 @@ class Norm(nn.Module):
         super().__init__()
         self.eps = spec.norm_eps
         self.weight = nn.Parameter(torch.ones(spec.hidden))
-        self.bias = nn.Parameter(torch.zeros(spec.hidden)) if spec.family == "gpt2" else None
+        self.bias = nn.Parameter(torch.zeros(spec.hidden)) if spec.norm_bias else None
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         """Return the normed residual stream."""
@@ -49,18 +50,25 @@ class Norm(nn.Module):
         return kernels.layer_norm(x_BSC, whole(self.weight), whole(self.bias), self.eps)
 
 
+def attention_of(spec: ModelSpec) -> SelfAttention:
+    """Return the attention block of a model whose layers are all alike."""
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, SelfAttention)
+    return mixer
+
+
 class Attention(nn.Module):
     """Grouped-query causal attention; under tensor parallelism each rank holds some of the heads."""
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-        gpt2 = spec.family == "gpt2"
-        self.head_dim = spec.head_dim
-        self.wq = nn.Linear(spec.hidden, query, bias=gpt2 or spec.qkv_bias)
-        self.wk = nn.Linear(spec.hidden, key_value, bias=gpt2 or spec.qkv_bias)
-        self.wv = nn.Linear(spec.hidden, key_value, bias=gpt2 or spec.qkv_bias)
-        self.wo = nn.Linear(query, spec.hidden, bias=gpt2)
+        mixer = attention_of(spec)
+        query, key_value = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
+        self.head_dim = mixer.head_dim
+        self.wq = nn.Linear(spec.hidden, query, bias=mixer.qkv_bias)
+        self.wk = nn.Linear(spec.hidden, key_value, bias=mixer.qkv_bias)
+        self.wv = nn.Linear(spec.hidden, key_value, bias=mixer.qkv_bias)
+        self.wo = nn.Linear(query, spec.hidden, bias=mixer.out_bias)
 
     def forward(self, x_BSC: Tensor, *rotary: Tensor) -> Tensor:
         """Return the attention output [B, S, C]; `rotary` is cos and sin [S, D], or nothing."""
@@ -76,10 +84,11 @@ class FeedForward(nn.Module):
 
     def __init__(self, spec: ModelSpec) -> None:
         super().__init__()
-        gpt2 = spec.family == "gpt2"
-        self.w1 = nn.Linear(spec.hidden, spec.ffn_hidden, bias=gpt2)
-        self.w3 = None if gpt2 else nn.Linear(spec.hidden, spec.ffn_hidden, bias=False)
-        self.w2 = nn.Linear(spec.ffn_hidden, spec.hidden, bias=gpt2)
+        ffn = spec.kinds[0].ffn
+        assert isinstance(ffn, FeedForwardSpec)
+        self.w1 = nn.Linear(spec.hidden, ffn.hidden, bias=ffn.bias)
+        self.w3 = nn.Linear(spec.hidden, ffn.hidden, bias=ffn.bias) if ffn.gated else None
+        self.w2 = nn.Linear(ffn.hidden, spec.hidden, bias=ffn.bias)
 
     def forward(self, x_BSC: Tensor) -> Tensor:
         """Return the projected activations [B, S, C]."""
@@ -137,8 +146,8 @@ class Stage(nn.Module):
         self.sequence_start = 0
         if is_first:
             self.embed = nn.Embedding(spec.vocab, spec.hidden)
-            if spec.family == "gpt2":
-                self.positions = nn.Embedding(spec.max_seq_len, spec.hidden)
+            if spec.learned_positions:
+                self.positions = nn.Embedding(spec.learned_positions, spec.hidden)
         layers = range(spec.num_layers) if layers is None else layers
         self.layers = nn.ModuleDict({str(i): Layer(spec, recompute) for i in layers})
         if is_last:
@@ -159,15 +168,15 @@ class Stage(nn.Module):
 
     def fill_tables(self) -> None:
         """Compute the rotary tables (cos and sin, each [S, D]; none for gpt2) on the device of the parameters."""
-        if self.spec.family != "gpt2":
+        if not self.spec.learned_positions:
             device = next(self.parameters()).device
-            self.rotary = kernels.rope_tables(self.seq_len, self.spec.head_dim, self.spec.rope_theta, device)
+            self.rotary = kernels.rope_tables(self.seq_len, attention_of(self.spec).head_dim, self.spec.rope_theta, device)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, S, V] (last stage) or the residual stream, from token ids [B, S] or a residual stream."""
         if self.is_first:
             x = self.embed(x)
-            if self.spec.family == "gpt2":
+            if self.spec.learned_positions:
                 start = self.sequence_start
                 x = x + whole(self.positions.weight)[start : start + x.shape[1]]
         # cast once here: a cast in each layer would keep a copy of the tables a layer

@@ -125,7 +125,7 @@ def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
     if stage.is_last:
         plan["head"] = ColwiseParallel(input_layouts=Shard(1), output_layouts=Shard(-1), use_local_output=False)
     for name, layer in stage.each_layer():
-        at, num_tables = f"layers.{name}", 0 if stage.spec.family == "gpt2" else 2
+        at, num_tables = f"layers.{name}", 0 if stage.spec.learned_positions else 2
         tables = (None,) * num_tables
         plan[f"{at}.attn"] = PrepareModuleInput(
             input_layouts=(Shard(1), *tables), desired_input_layouts=(Replicate(), *tables)

@@ -20,12 +20,14 @@ from planner.question import Question, ask
 from planner.rules import illegal_reason
 from planner.search import Found
 from profiles import files
+from profiles.calibration import load_calibration
 from profiles.efficiency import load_efficiency
-from profiles.families import FAMILIES, check_spec
+from profiles.families import check_spec
 from profiles.files import BadInput
 from profiles.hardware import Price, load_cluster, with_num_gpus
 from profiles.model import ModelSpec
-from simulator.strategy import MODES, PRECISIONS, RECOMPUTE, SCHEDULES, Strategy
+from simulator.software import software_from
+from simulator.strategy import CONTEXT, PRECISIONS, RECOMPUTE, SCHEDULES, Strategy
 
 SCHEMA = "headway.plan/1"
 
@@ -58,20 +60,27 @@ class StrategyFile(_Strict):
     cp: PositiveInt = 1
     pp: PositiveInt = 1
     ep: PositiveInt = 1
+    etp: PositiveInt = 1
     zero: int = Field(default=0, ge=0, le=3)
+    shard_group: int = Field(default=0, ge=0)
+    sequence_parallel: bool = True
     recompute: str = "none"
+    recompute_share: float = Field(default=1.0, ge=0, le=1)
     precision: str = "bf16"
-    kernels: str = "eager"
+    context: str = "ring"
+    imbalance: float = Field(default=1.0, ge=1)
+    software: Any = "torch"
     schedule: str = "1F1B"
     chunks: PositiveInt = 1
     micro_batch: PositiveInt = 1
     num_microbatches: PositiveInt = 1
     seq_len: PositiveInt
 
-    @field_validator("recompute", "precision", "kernels", "schedule")
+    @field_validator("recompute", "precision", "context", "schedule")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
-        known = {"recompute": RECOMPUTE, "precision": PRECISIONS, "kernels": MODES, "schedule": SCHEDULES}
+        known = {"recompute": RECOMPUTE, "precision": PRECISIONS, "context": CONTEXT,
+                 "schedule": SCHEDULES}
         if value not in known[info.field_name]:
             raise ValueError(f"must be one of {', '.join(known[info.field_name])}")
         return value
@@ -159,6 +168,7 @@ def _hashes(question: Question, profile: str | Path | None) -> dict[str, str]:
     inputs: dict[str, Any] = {"model": asdict(question.model), "cluster": cluster}
     if question.cluster.table is None:
         inputs["efficiency"] = load_efficiency(question.cluster.accelerator.laws).model_dump()
+        inputs["calibration"] = load_calibration(question.cluster.accelerator.name).model_dump()
     hashes = {name: _sha256(json.dumps(v, sort_keys=True, default=str).encode()) for name, v in inputs.items()}
     if profile is not None:
         hashes["profile"] = _sha256(files.read_text(profile).encode())
@@ -196,12 +206,14 @@ def read_plan(path: str | Path) -> Plan:
     if raw.get("schema") != SCHEMA:
         raise BadInput(f"{path}: schema: is {raw.get('schema')!r}; a plan file starts with 'schema: {SCHEMA}'")
     file = files.validate(PlanFile, raw, str(path))
-    q, strategy = file.question, Strategy(**file.strategy.model_dump())
+    q = file.question
+    software = software_from(file.strategy.software, f"{path}: strategy")
+    strategy = Strategy(**(file.strategy.model_dump() | {"software": software}))
     profile = (path.parent / q.profile).resolve() if q.profile else None
     cluster = with_num_gpus(load_cluster(q.cluster, profile), q.num_gpus)
     question = ask(
         _model(q.model, str(path)), cluster, tokens=q.tokens, cluster_text=q.cluster, seq_len=strategy.seq_len,
-        global_batch=strategy.global_batch, precision=strategy.precision, kernels=strategy.kernels,
+        global_batch=strategy.global_batch, precision=strategy.precision, software=strategy.software,
         price=Price(**q.price.model_dump()) if q.price else None,
     )
     question = replace(question, assumptions=tuple(q.assumptions), price=question.price if q.price else None)
@@ -217,15 +229,6 @@ def read_plan(path: str | Path) -> Plan:
 
 
 def _model(data: dict[str, Any], origin: str) -> ModelSpec:
-    known = {f.name for f in fields(ModelSpec)}
-    for field in data:
-        if field not in known:
-            raise BadInput(f"{origin}: question.model.{field}: is not a field of a model; known are {', '.join(known)}")
-    try:
-        spec = ModelSpec(**data)
-    except TypeError as e:
-        raise BadInput(f"{origin}: question.model: {str(e).split('() ')[-1]}") from None
-    if spec.family not in FAMILIES:
-        raise BadInput(f"{origin}: question.model.family: {spec.family!r} is not known; known are {', '.join(FAMILIES)}")
+    spec = files.validate_as(ModelSpec, data, f"{origin}: question.model")
     check_spec(spec)
     return spec

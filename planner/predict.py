@@ -9,13 +9,13 @@ from planner.economics import energy_kwh, gpu_hours, run_days, run_usd
 from planner.question import Question
 from profiles.cost import CostModel, cost_model
 from simulator.breakdown import breakdown, with_exposed_sends
-from simulator.estimate import estimate
+from simulator.estimate import Estimate, estimate
 from simulator.memory import peak_memory
 from simulator.metrics import hfu, mfu, tokens_per_s
 from simulator.replay import replay
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
-from simulator.workload import build_workload
+from simulator.workload import Workload, build_workload
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,17 +47,32 @@ class Prediction:
         return asdict(self)
 
 
-def predict(question: Question, strategy: Strategy, cost: CostModel | None = None) -> tuple[Prediction, Timeline]:
-    """Return the prediction of one strategy, from its replay, and the replay's timeline."""
+def predict(question: Question, strategy: Strategy, cost: CostModel | None = None) -> Prediction:
+    """Return the prediction of one strategy in closed form: what `estimate` and `validate` report."""
+    cost = cost or cost_model(question.cluster)
+    workload = build_workload(question.model, strategy)
+    closed = estimate(workload, cost)
+    parts = {k: float(v) for k, v in closed.breakdown_s.items()}
+    return _prediction(question, workload, closed, float(closed.step_time_s), parts)
+
+
+def predict_replayed(
+    question: Question, strategy: Strategy, cost: CostModel | None = None
+) -> tuple[Prediction, Timeline]:
+    """Return the prediction of one strategy from its replay, and the replay's timeline."""
     cost = cost or cost_model(question.cluster)
     workload = build_workload(question.model, strategy)
     timeline = replay(workload, cost)
-    closed = estimate(workload, cost)
-    memory = peak_memory(workload, question.cluster.accelerator)
-    step = timeline.step_time_s
-    low, high = (float(p / closed.step_time_s) for p in (closed.p10_s, closed.p90_s))
     parts = with_exposed_sends(breakdown(timeline), workload, cost, timeline)
-    accelerator = question.cluster.accelerator
+    return _prediction(question, workload, estimate(workload, cost), timeline.step_time_s, parts), timeline
+
+
+def _prediction(
+    question: Question, workload: Workload, closed: Estimate, step: float, parts: dict[str, float]
+) -> Prediction:
+    strategy, accelerator = workload.strategy, question.cluster.accelerator
+    memory = peak_memory(workload, accelerator)
+    low, high = (float(p / closed.step_time_s) for p in (closed.p10_s, closed.p90_s))
     days = float(run_days(question.tokens, strategy.tokens_per_step, step))
     hours = float(gpu_hours(days, question.cluster.num_gpus))
     usd = run_usd(hours, question.price)
@@ -72,4 +87,4 @@ def predict(question: Question, strategy: Strategy, cost: CostModel | None = Non
         memory_bytes={k: float(v) for k, v in memory.parts_bytes.items()}, fits=bool(memory.fits), breakdown_s=parts,
         days=days, days_p10=days * low, days_p90=days * high, gpu_hours=hours, usd=None if usd is None else float(usd),
         energy_kwh=None if energy is None else float(energy),
-    ), timeline
+    )

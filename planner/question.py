@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from profiles.files import BadInput
 from profiles.hardware import Cluster, Price, default_price
 from profiles.model import ModelSpec
-from simulator.strategy import MODES, PRECISIONS
+from simulator.software import MODES, Software
+from simulator.strategy import PRECISIONS
 
 DEFAULT_TOKENS_PER_STEP = 4 * 2**20
 """Tokens of one step where none are given: 4 Mi, as Llama 2 was trained (arXiv 2307.09288, section 2.2)."""
@@ -26,7 +27,7 @@ class Question:
     seq_len: int
     global_batch: int
     precision: str
-    kernels: str
+    software: Software
     price: Price | None
     assumptions: tuple[str, ...] = ()
 
@@ -34,7 +35,7 @@ class Question:
 def ask(
     model: ModelSpec, cluster: Cluster, *, tokens: float, cluster_text: str = "", seq_len: int | None = None,
     global_batch: int | None = None, precision: str | None = None, kernels: str | None = None,
-    price: Price | None = None,
+    software: Software | None = None, price: Price | None = None,
 ) -> Question:
     """Return a question with what is not given filled in, and each filling said."""
     if tokens <= 0:
@@ -60,22 +61,29 @@ def ask(
     if precision is None:
         precision = "bf16" if cuda else "fp32"
         assumptions.append(f"precision {precision}" + (" with fp32 master weights and gradients" if cuda else ""))
+    if software is None:
+        software = Software(kernels="fused" if cuda else "eager")
+        assumptions.append(f"software: {software.framework}, {software.year}")
     if kernels is None:
-        kernels = "fused" if cuda else "eager"
-        assumptions.append(f"kernels {kernels}" + (": pointwise chains compiled into one" if cuda else ""))
+        assumptions.append(f"kernels {software.kernels}" + (
+            ": pointwise chains compiled into one" if software.kernels == "fused" else ""
+        ))
+    else:
+        software = replace(software, kernels=kernels)
     price = price or default_price(cluster.accelerator)
     if price:
         assumptions.append(
             f"{price.usd_per_gpu_hour:g} USD per GPU-hour, {price.term}, {price.provider}, as of {price.date} "
             f"({price.source})"
         )
-    assumptions.append(
-        "memory and recomputation are those of torch's own engines: a pipeline keeps its buffers until the step ends"
-    )
+    if software.pipe_buffers:
+        assumptions.append(
+            "memory and recomputation are those of torch's own engines: a pipeline keeps its buffers until the step ends"
+        )
     assumptions.append("no failures, restarts, evaluation or checkpoint stalls: days are those of an undisturbed run")
     return Question(
         model=model, cluster=cluster, cluster_text=cluster_text or f"{cluster.name}:{cluster.num_nodes}",
-        tokens=tokens, seq_len=seq_len, global_batch=global_batch, precision=precision, kernels=kernels, price=price,
+        tokens=tokens, seq_len=seq_len, global_batch=global_batch, precision=precision, software=software, price=price,
         assumptions=tuple(assumptions),
     )
 

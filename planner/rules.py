@@ -5,12 +5,22 @@ Every predicate takes a batch of strategies and returns where they are legal.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
 from planner.question import Question
+from profiles.model import (
+    Experts,
+    FeedForward,
+    LatentAttention,
+    LinearAttention,
+    ModelSpec,
+    SelfAttention,
+    StateSpace,
+)
 from profiles.ops import Num
 from simulator.strategy import Strategy
 
@@ -24,8 +34,44 @@ class Rule:
     reason: Callable[[Strategy, Question], str]
 
 
+def num_experts(model: ModelSpec) -> int:
+    """Return the experts of a layer: what ep can divide; 0 for a dense model."""
+    return math.gcd(*(k.ffn.num_experts for k in model.kinds if isinstance(k.ffn, Experts)))
+
+
+def widths(model: ModelSpec) -> tuple[int, int, int]:
+    """Return what tp has to divide in every layer: heads, key-value heads, feed-forward channels."""
+    heads, kv, ffn = [], [], []
+    for kind in model.kinds:
+        if isinstance(kind.mixer, (SelfAttention, LatentAttention)):
+            heads.append(kind.mixer.num_heads)
+            kv.append(kind.mixer.num_kv_heads)
+        elif isinstance(kind.mixer, StateSpace):
+            heads.append(kind.mixer.num_heads)
+        elif isinstance(kind.mixer, LinearAttention):
+            heads += [kind.mixer.num_key_heads, kind.mixer.num_value_heads]
+        if isinstance(kind.ffn, FeedForward):
+            ffn.append(kind.ffn.hidden)
+        elif isinstance(kind.ffn, Experts) and kind.ffn.shared_hidden:
+            ffn.append(kind.ffn.shared_hidden)
+    return math.gcd(*heads), math.gcd(*kv), math.gcd(*ffn)
+
+
 def _heads(s: Strategy, q: Question) -> Num:
-    return (q.model.num_heads % s.tp == 0) & (q.model.num_kv_heads % s.tp == 0)
+    heads, kv, _ = widths(q.model)
+    # more ranks than key-value heads hold copies of them
+    return (heads % s.tp == 0) & ((kv % s.tp == 0) | (s.tp % max(kv, 1) == 0))
+
+
+def _experts(s: Strategy, q: Question) -> Num:
+    experts = num_experts(q.model)
+    ranks = s.tp * s.cp * s.dp
+    return ((s.ep == 1) & (s.etp == 1)) | ((experts % s.ep == 0) & (ranks % (s.ep * s.etp) == 0) & (experts > 0))
+
+
+def _rounds(s: Strategy, q: Question) -> Num:
+    m, p = np.asarray(s.num_microbatches), np.asarray(s.pp)
+    return (np.asarray(s.schedule) != "Interleaved1F1B") | ((m % np.maximum(1, m // p)) == 0)
 
 
 RULES: tuple[Rule, ...] = (
@@ -38,23 +84,22 @@ RULES: tuple[Rule, ...] = (
     Rule(
         name="tp divides heads",
         holds=_heads,
-        reason=lambda s, q: f"tp {s.tp} does not divide {q.model.num_heads} heads "
-        f"and {q.model.num_kv_heads} key-value heads",
+        reason=lambda s, q: "tp {} does not divide {} heads and {} key-value heads".format(s.tp, *widths(q.model)),
     ),
     Rule(
         name="tp divides ffn",
-        holds=lambda s, q: q.model.ffn_hidden % s.tp == 0,
-        reason=lambda s, q: f"tp {s.tp} does not divide the feed-forward width {q.model.ffn_hidden}",
+        holds=lambda s, q: widths(q.model)[2] % s.tp == 0,
+        reason=lambda s, q: f"tp {s.tp} does not divide the feed-forward width {widths(q.model)[2]}",
     ),
     Rule(
         name="tp divides sequence",
-        holds=lambda s, q: s.seq_len % s.tp == 0,
+        holds=lambda s, q: ~np.asarray(s.sequence_parallel, dtype=bool) | (s.seq_len % s.tp == 0),
         reason=lambda s, q: f"tp {s.tp} does not divide the sequence of {s.seq_len} (sequence parallelism)",
     ),
     Rule(
         name="pp has layers",
-        holds=lambda s, q: s.pp <= q.model.num_layers,
-        reason=lambda s, q: f"pp {s.pp} is more than {q.model.num_layers} layers",
+        holds=lambda s, q: (s.pp == 1) | (s.pp * s.chunks <= q.model.num_layers + 2 * (s.chunks > 1)),
+        reason=lambda s, q: f"pp {s.pp} x {s.chunks} chunks is more than {q.model.num_layers} layers",
     ),
     Rule(
         name="batch divides",
@@ -64,13 +109,30 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="ZeRO needs dp",
-        holds=lambda s, q: (s.zero == 0) | (s.dp > 1),
-        reason=lambda s, q: f"ZeRO-{s.zero} has nothing to shard over: dp is 1",
+        holds=lambda s, q: (s.zero == 0) | (s.replicas > 1),
+        reason=lambda s, q: f"ZeRO-{s.zero} has nothing to shard over: dp x cp is 1",
     ),
     Rule(
-        name="cp and ep are one",
-        holds=lambda s, q: (s.cp == 1) & (s.ep == 1),
-        reason=lambda s, q: f"cp {s.cp}, ep {s.ep}: context and expert parallelism are not priced yet",
+        name="cp divides sequence",
+        holds=lambda s, q: (s.cp == 1) | (s.seq_len % (2 * s.cp) == 0),
+        reason=lambda s, q: f"cp {s.cp}: the sequence of {s.seq_len} does not divide into {2 * s.cp} pieces "
+        "(two a rank, so that causal work is even)",
+    ),
+    Rule(
+        name="experts divide",
+        holds=_experts,
+        reason=lambda s, q: f"ep {s.ep} x etp {s.etp} does not divide {num_experts(q.model)} experts and "
+        f"tp x cp x dp = {s.tp * s.cp * s.dp} ranks",
+    ),
+    Rule(
+        name="chunks are interleaved",
+        holds=lambda s, q: (np.asarray(s.chunks) == 1) | (np.asarray(s.schedule) == "Interleaved1F1B"),
+        reason=lambda s, q: f"{s.chunks} chunks a stage need the schedule Interleaved1F1B, not {s.schedule}",
+    ),
+    Rule(
+        name="micro-batches in rounds",
+        holds=_rounds,
+        reason=lambda s, q: f"interleaved 1F1B needs a multiple of pp {s.pp} micro-batches (is {s.num_microbatches})",
     ),
 )
 MEMORY_RULE = "fits in memory"

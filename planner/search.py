@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from planner.predict import Prediction, predict
+from planner.predict import Prediction, predict_replayed
 from planner.question import Question
 from planner.rules import MEMORY_RULE, RULES, legal
 from planner.space import enumerate_space
@@ -81,7 +81,7 @@ def search(
     order = np.flatnonzero(fits)[np.argsort(step_s[fits], kind="stable")][:NUM_REPLAYED]
     replayed: list[Prediction] = []
     for i in order:
-        replayed.append(predict(question, runnable.pick(int(i)), cost)[0])
+        replayed.append(predict_replayed(question, runnable.pick(int(i)), cost)[0])
         tell(0.5 + 0.5 * len(replayed) / len(order))
     ranked = sorted(replayed, key=lambda p: (p.step_time_s, p.peak_memory_bytes))
     examples = _examples(question, space, broken, pool, refused, runnable, memory, step_s)

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from planner.question import DEFAULT_MAX_SEQ_LEN
+from planner.rules import widths
 from planner.space import divisors
 from profiles.model import ModelSpec
 from profiles.ops import Kernel
+from simulator.software import Software
 from simulator.strategy import Strategy
 from simulator.workload import build_workload
 
@@ -18,11 +20,13 @@ def kernels_of(
 ) -> list[Kernel]:
     """Return the distinct kernels of a model for every micro-batch and tensor-parallel degree, smallest first."""
     micro_batches = [m for m in divisors(global_batch) if m * seq_len <= MAX_TOKENS_PER_MICROBATCH] or [1]
-    degrees = [t for t in divisors(num_ranks) if model.num_heads % t == 0 and model.num_kv_heads % t == 0]
+    heads, kv_heads, _ = widths(model)
+    degrees = [t for t in divisors(num_ranks) if heads % t == 0 and kv_heads % t == 0]
     found: dict[tuple[object, ...], Kernel] = {}
     for micro_batch in micro_batches:
         for tp in degrees:
-            strategy = Strategy(tp=tp, micro_batch=micro_batch, seq_len=seq_len, precision=precision, kernels=kernels)
+            strategy = Strategy(tp=tp, micro_batch=micro_batch, seq_len=seq_len, precision=precision,
+                                software=Software(kernels=kernels))
             for part in build_workload(model, strategy).parts.values():
                 for work in (*part.forward, *part.backward, part.update, part.accumulate, part.gather_copy, part.reduce_copy):
                     if isinstance(work, Kernel):

@@ -7,7 +7,8 @@ import itertools
 import numpy as np
 
 from planner.question import Question
-from simulator.strategy import RECOMPUTE, SCHEDULES, Strategy
+from planner.rules import num_experts
+from simulator.strategy import RECOMPUTE, Strategy
 
 
 def divisors(n: int) -> list[int]:
@@ -17,22 +18,28 @@ def divisors(n: int) -> list[int]:
 
 
 def enumerate_space(question: Question) -> Strategy:
-    """Return every dp x tp x pp that gives the accelerators, with every ZeRO level, recomputation, schedule and
-    micro-batch that divides the global batch."""
+    """Return every dp x tp x pp that gives the accelerators, with every expert-parallel degree of a mixture of
+    experts, every ZeRO level, recomputation, schedule and micro-batch that divides the global batch."""
     num = question.cluster.num_gpus
     degrees = [
         (tp, pp, schedule)
         for tp, pp in itertools.product(divisors(num), repeat=2) if num % (tp * pp) == 0
-        for schedule in (SCHEDULES if pp > 1 else SCHEDULES[:1])
+        for schedule in (PLANNED_SCHEDULES if pp > 1 else PLANNED_SCHEDULES[:1])
     ]
-    rows = list(itertools.product(degrees, range(4), RECOMPUTE, divisors(question.global_batch)))
-    tp = np.array([r[0][0] for r in rows])
-    pp = np.array([r[0][1] for r in rows])
+    experts = num_experts(question.model)
+    rows = list(itertools.product(
+        degrees, divisors(experts) if experts else [1], range(4), RECOMPUTE, divisors(question.global_batch)
+    ))
+    tp, pp, ep = (np.array(column) for column in ([r[0][0] for r in rows], [r[0][1] for r in rows], [r[1] for r in rows]))
     dp = num // (tp * pp)
-    micro_batch = np.array([r[3] for r in rows])
+    micro_batch = np.array([r[4] for r in rows])
     return Strategy(
-        dp=dp, tp=tp, pp=pp, zero=np.array([r[1] for r in rows]), recompute=np.array([r[2] for r in rows]),
+        dp=dp, tp=tp, pp=pp, ep=ep, zero=np.array([r[2] for r in rows]), recompute=np.array([r[3] for r in rows]),
         schedule=np.array([r[0][2] for r in rows]), micro_batch=micro_batch,
         num_microbatches=np.maximum(1, question.global_batch // (dp * micro_batch)), seq_len=question.seq_len,
-        precision=question.precision, kernels=question.kernels,
+        precision=question.precision, software=question.software,
     )
+
+
+PLANNED_SCHEDULES = ("1F1B", "GPipe")
+"""Schedules that are searched; others are priced where they are given."""

@@ -15,19 +15,28 @@ MIRROR = {"all_gather": "reduce_scatter", "reduce_scatter": "all_gather"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Collective:
-    """A collective over one axis; `bytes` is the whole buffer as in nccl-tests (gathered, or to be scattered)."""
+    """A collective over one axis; `bytes` is the whole buffer as in nccl-tests (gathered, or to be scattered).
+
+    For all-to-all and send it is what one rank holds to send. A group of one is free: that is how a collective is
+    absent. Where backward is not the mirror of forward, `backward_kind` (empty: the mirror), `backward_bytes` and
+    `backward_group` (None: as forward) say what it is.
+    """
 
     name: str
     kind: str
     axis: str
     bytes: Num
     group_size: Num
+    backward_kind: str = ""
+    backward_bytes: Num = None
+    backward_group: Num = None
 
     def backward(self) -> Collective:
         """Return the collective that the gradient takes: all-gather and reduce-scatter mirror each other."""
         return Collective(
-            name=self.name, kind=MIRROR.get(self.kind, self.kind), axis=self.axis,
-            bytes=self.bytes, group_size=self.group_size,
+            name=self.name, kind=self.backward_kind or MIRROR.get(self.kind, self.kind), axis=self.axis,
+            bytes=self.bytes if self.backward_bytes is None else self.backward_bytes,
+            group_size=self.group_size if self.backward_group is None else self.backward_group,
         )
 
     @property

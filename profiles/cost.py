@@ -6,13 +6,13 @@ accelerator's efficiency file hold. Sizes may be arrays; the result then is an a
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
-from numpy.typing import NDArray
 
-from profiles.collectives import Collective, traffic_factor
-from profiles.efficiency import Efficiency, ScaleUpLaw, load_efficiency
+from profiles.calibration import NONE, Calibration, load_calibration
+from profiles.collectives import Collective
+from profiles.efficiency import AttentionLaw, Efficiency, GemmLaw, MemoryLaw, ScanLaw, load_efficiency
 from profiles.files import BadInput
 from profiles.hardware import Accelerator, Cluster
 from profiles.interpolation import (
@@ -22,7 +22,14 @@ from profiles.interpolation import (
     interpolate_kernel,
     kernel_points,
 )
+from profiles.laws import COMPUTED, MATMULS, attention_s, matmul_s, peak_flop_per_s, scale_out_s, scale_up_s, scan_s, stream_s
 from profiles.ops import Kernel, Num
+
+__all__ = ["Cost", "CostModel", "cost_model", "peak_flop_per_s", "roofline_s"]
+
+
+UNSURE = ("grouped_gemm", "permute", "route", "scan")
+"""Kernels whose rate in training varies most between software generations: experts and recurrences."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -41,10 +48,16 @@ class Cost:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CostModel:
-    """What operators and collectives cost on a cluster: by `efficiency` laws, or by the cluster's measured table."""
+    """What operators and collectives cost on a cluster: by `efficiency` laws, or by the cluster's measured table.
+
+    `eager`: pointwise kernels are not fused; `age_years`: years from the accelerator's launch to the software's release.
+    """
 
     cluster: Cluster
     efficiency: Efficiency | None
+    calibration: Calibration = NONE
+    eager: bool = False
+    age_years: float = 4.0
 
     @property
     def overlaps(self) -> bool:
@@ -59,29 +72,52 @@ class CostModel:
         if self.cluster.table is not None:
             return _measured_kernel(self, kernel)
         assert self.efficiency is not None
-        return _law_kernel(self.cluster.accelerator, self.efficiency, kernel)
+        cost = _law_kernel(self.cluster.accelerator, self.efficiency, kernel)
+        seconds = cost.seconds * self._training_factor(kernel.kind)
+        if kernel.kind in COMPUTED:
+            # a calibrated rate may rise above the fitted one, but not above the data sheet's
+            seconds = np.maximum(seconds, kernel.flop / peak_flop_per_s(self.cluster.accelerator, kernel.dtype))
+        if self.calibration is NONE:
+            return replace(cost, seconds=seconds)
+        return replace(cost, seconds=seconds, spread=self.calibration.expert_spread if kernel.kind in UNSURE else 0.0)
+
+    def _training_factor(self, kind: str) -> Num:
+        """Return what a kernel of this kind takes in a training run over what it takes alone."""
+        c = self.calibration
+        young = 1 + c.maturing * 0.5 ** (self.age_years - 1)
+        if kind in (*MATMULS, "scan"):
+            return c.matmul * young * (c.experts if kind in UNSURE else 1.0)
+        if kind == "attention":
+            return c.attention * young
+        if kind == "adamw":
+            return 1.0
+        fused = c.casts if kind == "quantise" else 1.0
+        return c.memory * (c.experts if kind in UNSURE else 1.0) * (c.eager if self.eager else fused)
 
     def collective(self, collective: Collective, ranks_per_node: Num) -> Cost:
         """Return the cost of a collective whose group has `ranks_per_node` members in each node; 0 for a group of one."""
         if self.cluster.table is not None:
             return _measured_collective(self, collective)
         assert self.efficiency is not None
-        return _law_collective(self.cluster, self.efficiency, collective, ranks_per_node)
+        cost = _law_collective(self.cluster, self.efficiency, collective, ranks_per_node)
+        crosses = np.asarray(collective.group_size) > np.asarray(ranks_per_node)
+        factor = np.where(crosses, self.calibration.scale_out, self.calibration.scale_up)
+        seconds = cost.seconds * factor
+        if self.calibration is NONE:
+            return replace(cost, seconds=seconds)
+        experts = collective.axis in ("ep", "etp")
+        spread = self.calibration.expert_spread if experts else self.calibration.comm_spread
+        return replace(cost, seconds=seconds, spread=spread)
 
 
 def cost_model(cluster: Cluster) -> CostModel:
     """Return the cost model of a cluster: measured where it has a table, else its accelerator's fitted laws."""
     if cluster.table is not None:
         return CostModel(cluster=cluster, efficiency=None)
-    return CostModel(cluster=cluster, efficiency=load_efficiency(cluster.accelerator.laws))
-
-
-def peak_flop_per_s(accelerator: Accelerator, dtype: str) -> float:
-    """Return the dense peak of a dtype; one that the accelerator lacks is a `BadInput`."""
-    if dtype not in accelerator.peak_flop_per_s:
-        known = ", ".join(accelerator.peak_flop_per_s)
-        raise BadInput(f"precision: {dtype!r} has no peak on {accelerator.title}; it states {known}")
-    return accelerator.peak_flop_per_s[dtype]
+    return CostModel(
+        cluster=cluster, efficiency=load_efficiency(cluster.accelerator.laws),
+        calibration=load_calibration(cluster.accelerator.name),
+    )
 
 
 def roofline_s(accelerator: Accelerator, kernel: Kernel) -> Num:
@@ -91,69 +127,28 @@ def roofline_s(accelerator: Accelerator, kernel: Kernel) -> Num:
 
 
 def _law_kernel(accelerator: Accelerator, laws: Efficiency, kernel: Kernel) -> Cost:
-    memory_s = kernel.moved_bytes / accelerator.memory_bytes_per_s
-    if kernel.kind == "gemm":
-        gemm = laws.gemm
-        share = gemm.efficiency * (gemm.weight_gradient_factor if kernel.pass_ == "W" else 1.0)
-        compute_s = kernel.flop / (peak_flop_per_s(accelerator, kernel.dtype) * share)
-        seconds = gemm.overhead_s + np.maximum(compute_s, memory_s / gemm.memory_efficiency)
-        return Cost(seconds=seconds, spread=gemm.spread, source=f"fitted: {gemm.source}")
-    if kernel.kind == "attention":
-        law = laws.attention
-        share = law.efficiency * (law.backward_speed if kernel.pass_ == "B" else 1.0)
-        compute_s = kernel.flop / (peak_flop_per_s(accelerator, kernel.dtype) * share)
-        seconds = law.overhead_s + np.maximum(compute_s * (1 + law.half_length / kernel.size[2]), memory_s)
-        return Cost(seconds=seconds, spread=law.spread, source=f"fitted: {law.source}")
-    memory = laws.memory_bound
-    seconds = kernel.launches * memory.overhead_s + memory_s / memory.efficiency
-    return Cost(seconds=seconds, spread=memory.spread, source=f"fitted: {memory.source}")
+    law: GemmLaw | AttentionLaw | ScanLaw | MemoryLaw
+    if kernel.kind in MATMULS:
+        law, seconds = laws.gemm, matmul_s(accelerator, laws.gemm, kernel)
+    elif kernel.kind == "attention":
+        law, seconds = laws.attention, attention_s(accelerator, laws.attention, kernel)
+    elif kernel.kind == "scan":
+        law, seconds = laws.scan, scan_s(accelerator, laws.scan, kernel)
+    else:
+        law, seconds = laws.memory_bound, stream_s(accelerator, laws.memory_bound, kernel)
+    return Cost(seconds=seconds, spread=law.spread, source=f"fitted: {law.source}")
 
 
 def _law_collective(cluster: Cluster, laws: Efficiency, collective: Collective, ranks_per_node: Num) -> Cost:
     n = np.asarray(collective.group_size, dtype=float)
     per_node = np.asarray(ranks_per_node, dtype=float)
-    nodes = np.maximum(1.0, n / per_node)
-    inside = _scale_up_s(cluster, laws.scale_up, collective.kind, collective.bytes, n)
-    across = _scale_out_s(cluster, laws, collective.kind, collective.bytes, n, per_node, nodes)
-    crosses = nodes > 1
+    inside = scale_up_s(cluster.scale_up, laws.scale_up, collective.kind, collective.bytes, n)
+    across = scale_out_s(cluster, laws.scale_out, laws.scale_up, collective.kind, collective.bytes, n, per_node)
+    crosses = n > per_node
     seconds = np.where(n > 1, np.where(crosses, across, inside), 0.0)
     spread = np.where(crosses, laws.scale_out.spread, laws.scale_up.spread)
     return Cost(seconds=seconds if seconds.ndim else float(seconds), spread=spread if spread.ndim else float(spread),
                 source=f"fitted: {laws.scale_up.source}; {laws.scale_out.source}")
-
-
-def _scale_up_s(cluster: Cluster, law: ScaleUpLaw, kind: str, size: Num, n: NDArray[np.float64]) -> Num:
-    """Return the fastest protocol's time inside a node; S is the whole buffer as in nccl-tests."""
-    speed = cluster.scale_up.bytes_per_s / law.reference_bytes_per_s
-    if kind in ("send", "broadcast"):
-        return law.send.fixed_s + size / (law.send.bytes_per_s * speed)
-    steps = 2 * (n - 1) if kind == "all_reduce" else np.where(n > 1, 1.0, 0.0) if kind == "all_to_all" else n - 1
-    factor, full = traffic_factor(kind, n), 2.0 if kind == "all_reduce" else 1.0
-    best: Num = np.inf
-    for p in law.protocols[kind]:
-        moved = size * (p.copy_share * full + (1 - p.copy_share) * factor)
-        best = np.minimum(best, p.fixed_s + p.step_s * steps + moved / (p.bytes_per_s * speed))
-    if kind == "all_reduce" and law.nvls:
-        in_switch = law.nvls.fixed_s + size / (law.nvls.bytes_per_s * speed)
-        best = np.minimum(best, np.where(n >= law.nvls.min_group, in_switch, np.inf))
-    return best
-
-
-def _scale_out_s(cluster: Cluster, laws: Efficiency, kind: str, size: Num, n: Num, per_node: Num, nodes: Num) -> Num:
-    """Return the time over nodes: a ring enters and leaves each node once for every member that it has there."""
-    law = laws.scale_out
-    nic = cluster.scale_out.bytes_per_s
-    if kind in ("send", "broadcast"):
-        return law.send_fixed_s + size / (nic * law.send_share)
-    wire = size * traffic_factor(kind, n)
-    inside = np.where(per_node > 1, _scale_up_s(cluster, laws.scale_up, kind, size, per_node), 0.0)
-    ring_s = wire / (nic * law.nic_share * (1.0 if kind == "all_to_all" else per_node))
-    if kind == "all_reduce":
-        hops = law.all_reduce_hop_s * np.log2(nodes)
-        seconds = hops + ring_s + law.all_reduce_ramp * np.sqrt(ring_s * hops)
-    else:
-        seconds = law.ring_fixed_s + law.ring_step_s * (n - nodes) + law.ring_node_step_s * (nodes - 1) + ring_s
-    return np.maximum(seconds, inside)
 
 
 def _measured_kernel(model: CostModel, kernel: Kernel) -> Cost:

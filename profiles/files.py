@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import tempfile
+from dataclasses import fields
 from importlib import resources
 from pathlib import Path
 from typing import Any, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel, TypeAdapter, ValidationError
 
 T = TypeVar("T", bound=BaseModel)
+D = TypeVar("D")
 
 
 class BadInput(ValueError):
@@ -58,12 +60,29 @@ def validate(model: type[T], data: dict[str, Any], origin: str) -> T:
     try:
         return model.model_validate(data)
     except ValidationError as e:
-        first = e.errors()[0]
-        field = ".".join(str(p) for p in first["loc"]) or "(file)"
-        value = first.get("input")
-        shown = "" if first["type"] == "missing" or isinstance(value, dict) else f" (is {value!r})"
-        message = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
-        raise BadInput(f"{origin}: {field}: {message}{shown}") from None
+        raise _bad_input(e, origin) from None
+
+
+def validate_as(kind: type[D], data: Any, origin: str) -> D:
+    """Check a mapping against a dataclass, nested ones included; unknown fields and the first fault become one line."""
+    adapter = TypeAdapter(kind)
+    known = [f.name for f in fields(kind)]  # type: ignore[arg-type]
+    for field in data if isinstance(data, dict) else ():
+        if field not in known:
+            raise BadInput(f"{origin}.{field}: is not a field; known are {', '.join(known)}")
+    try:
+        return adapter.validate_python(data)
+    except ValidationError as e:
+        raise _bad_input(e, origin) from None
+
+
+def _bad_input(e: ValidationError, origin: str) -> BadInput:
+    first = e.errors()[0]
+    field = ".".join(str(p) for p in first["loc"]) or "(file)"
+    value = first.get("input")
+    shown = "" if first["type"] == "missing" or isinstance(value, dict) else f" (is {value!r})"
+    message = "is missing" if first["type"] == "missing" else first["msg"].removeprefix("Value error, ")
+    return BadInput(f"{origin}: {field}: {message}{shown}")
 
 
 def write_text(path: str | Path, text: str) -> Path:

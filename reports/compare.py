@@ -16,12 +16,13 @@ from rich.table import Table
 from executor.run import Run
 from planner.economics import run_days, run_usd
 from planner.plan import Plan, StrategyFile
-from planner.predict import Prediction, predict
+from planner.predict import Prediction, predict_replayed
 from profiles import files
 from profiles.files import BadInput
 from profiles.units import show, significant
 from simulator.breakdown import breakdown
 from simulator.estimate import BREAKDOWN
+from simulator.software import software_from
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
 
@@ -108,7 +109,8 @@ def prediction_from_dict(data: dict[str, Any], origin: str) -> Prediction:
     if not isinstance(data.get("strategy"), dict):
         raise BadInput(f"{origin}.strategy: a mapping is needed; make the plan again with `headway plan`")
     strategy = files.validate(StrategyFile, data["strategy"], f"{origin}.strategy")
-    return Prediction(strategy=Strategy(**strategy.model_dump()), **values)
+    software = software_from(strategy.software, f"{origin}.strategy")
+    return Prediction(strategy=Strategy(**(strategy.model_dump() | {"software": software})), **values)
 
 
 def current_prediction(plan: Plan) -> tuple[Prediction, str | None]:
@@ -125,7 +127,7 @@ def current_prediction(plan: Plan) -> tuple[Prediction, str | None]:
         edited = "the price"
     else:
         return stated, None
-    return predict(question, plan.strategy)[0], edited
+    return predict_replayed(question, plan.strategy)[0], edited
 
 
 def compare_plan_run(plan: Plan, run: Run) -> Comparison:

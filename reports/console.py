@@ -15,9 +15,10 @@ from planner.plan import Plan
 from planner.predict import Prediction
 from planner.search import Found
 from profiles import files
-from profiles.families import load_model, num_params
-from profiles.hardware import load_accelerator, load_cluster, prices
+from profiles.families import load_model, num_active_params, num_params
+from profiles.hardware import Accelerator, load_accelerator, load_cluster, prices
 from profiles.units import show, significant
+from simulator.software import load_software
 from simulator.strategy import Strategy
 
 PIPE_WIDTH = 160
@@ -52,6 +53,7 @@ def prediction_table(prediction: dict[str, Any], strategy: Strategy, title: str)
     table.add_column()
     table.add_row("strategy", strategy.describe())
     table.add_row("precision, kernels", f"{strategy.precision}, {strategy.kernels}")
+    table.add_row("software", f"{strategy.software.framework}, {strategy.software.year}")
     table.add_row("step time", f"{show(p['step_time_s'], 's')}  (P10 {show(p['p10_s'], 's')}, P90 {show(p['p90_s'], 's')})")
     table.add_row("tokens/s", f"{show(p['tokens_per_s'], 'count')}  ({significant(p['tokens_per_s_per_gpu'], 4)} a GPU)")
     table.add_row("MFU, HFU", f"{p['mfu']:.3f}, {p['hfu']:.3f}")
@@ -102,20 +104,28 @@ def plan_json(plan: Plan, found: Found) -> dict[str, Any]:
     }
 
 
+def _peak(accelerator: Accelerator) -> str:
+    peaks = accelerator.peak_flop_per_s
+    return show(peaks["bf16"], "flop_per_s", 4) if "bf16" in peaks else "-"
+
+
+KINDS = ("models", "accelerators", "clusters", "software", "prices")
+"""What the catalogue lists."""
+
+
 def catalog_rows(kind: str) -> tuple[list[str], list[list[str]]]:
     """Return the head and the rows of one kind of the catalogue."""
     if kind == "models":
         models = [load_model(name) for name in files.catalog_names("models")]
-        return ["model", "parameters", "layers", "hidden", "heads", "kv heads", "ffn", "vocab", "context", "source"], [
-            [m.name, show(num_params(m), "count", 4), *map(str, (m.num_layers, m.hidden, m.num_heads, m.num_kv_heads,
-             m.ffn_hidden, m.vocab, m.max_seq_len)), m.source] for m in models
+        return ["model", "parameters", "active", "layers", "hidden", "a layer", "vocab", "context", "source"], [
+            [m.name, show(num_params(m), "count", 4), show(num_active_params(m), "count", 4), str(m.num_layers),
+             str(m.hidden), m.describe_layers(), str(m.vocab), str(m.max_seq_len), m.source] for m in models
         ]
     if kind == "accelerators":
         found = [load_accelerator(name) for name in files.catalog_names("accelerators")]
         return ["accelerator", "title", "usable memory", "bandwidth", "peak bf16 (dense)", "power", "source"], [
             [a.name, a.title, show(a.memory_bytes, "bytes"), show(a.memory_bytes_per_s, "bytes_per_s"),
-             show(a.peak_flop_per_s["bf16"], "flop_per_s", 4), show(a.power_w, "w") if a.power_w else "-",
-             a.sources["memory_bandwidth"]] for a in found
+             _peak(a), show(a.power_w, "w") if a.power_w else "-", a.sources["memory_bandwidth"]] for a in found
         ]
     if kind == "clusters":
         clusters = [load_cluster(name) for name in files.catalog_names("clusters")]
@@ -123,6 +133,11 @@ def catalog_rows(kind: str) -> tuple[list[str], list[list[str]]]:
             [c.name, c.title, c.accelerator.name, str(c.gpus_per_node),
              f"{c.scale_up.name} {show(c.scale_up.bytes_per_s, 'bytes_per_s')}",
              f"{c.scale_out.name} {show(c.scale_out.bytes_per_s, 'bytes_per_s')}"] for c in clusters
+        ]
+    if kind == "software":
+        software = [load_software(name) for name in files.catalog_names("software")]
+        return ["software", "framework", "year", "kernels", "attention", "source"], [
+            [s.name, s.framework, str(s.year), s.kernels, s.attention, s.source] for s in software
         ]
     head = ["accelerator", "provider", "sku", "term", "price", "date", "source", "default"]
     return head, [[str(row.get(k, "")).replace("True", "yes") for k in head] for row in prices()]

@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from profiles.units import UNITS, show
 from reports.compare import share, shown
+from simulator.pricing import IN_LINE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,7 +39,8 @@ MEMORY_COLOURS = {
     "transient": ORANGE, "framework": GREY, "slack": PURPLE,
 }
 PASS_COLOURS = {"F": SKY, "B": BLUE, "W": YELLOW, "U": GREEN}
-STREAM_COLOURS = {"tp": ORANGE, "dp": VERMILLION, "pp": PURPLE}
+STREAM_COLOURS = {"tp": ORANGE, "cp": YELLOW, "ep": SKY, "dp": VERMILLION, "pp": PURPLE}
+"""Communication; what the host waits for is left blank, like every wait."""
 WHITE_ON = (BLUE, VERMILLION, GREEN)
 """Colours on which text is white; on the others it is black."""
 STYLE: dict[Any, Any] = {
@@ -201,9 +203,17 @@ def gantt(rows: dict[str, pd.DataFrame], step_time_s: float, windows_s: Sequence
 
 
 def action_spans(rows: pd.DataFrame) -> pd.DataFrame:
-    """Return when each action of a rank begins and ends, its layers together: pass, microbatch, start_s, end_s."""
-    busy = rows[rows["stream"].isin(("compute", "tp"))]
-    return busy.groupby(["pass", "microbatch"], as_index=False).agg(start_s=("start_s", "min"), end_s=("end_s", "max"))
+    """Return when each action of a rank begins and ends, its layers together: pass, microbatch, start_s, end_s.
+
+    A rank with chunks runs a pass of a micro-batch several times, with others between.
+    """
+    busy = rows[rows["stream"].isin(("compute", *IN_LINE))].sort_values("start_s", kind="stable")
+    action = busy[["pass", "microbatch"]]
+    number = (action != action.shift()).any(axis=1).cumsum()
+    return busy.groupby(number).agg(**{
+        "pass": ("pass", "first"), "microbatch": ("microbatch", "first"), "start_s": ("start_s", "min"),
+        "end_s": ("end_s", "max"),
+    })
 
 
 def _gantt_row(
@@ -212,7 +222,7 @@ def _gantt_row(
     """Draw a rank in one window that is so many inches wide."""
     rows = rows[(rows["end_s"] > window[0]) & (rows["start_s"] < window[1])]
     width = window[1] - window[0]
-    for stream, part in rows[rows["stream"] != "compute"].groupby("stream"):
+    for stream, part in rows[rows["stream"].isin(STREAM_COLOURS)].groupby("stream"):
         spans = _joined(part[["start_s", "end_s"]].to_numpy(float), width / (150 * inches))
         _boxes(axes, np.clip(spans, *window) / factor, (row + 0.20, row + 0.40), STREAM_COLOURS[str(stream)])
     actions = action_spans(rows)

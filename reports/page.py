@@ -16,7 +16,7 @@ from markupsafe import Markup
 from executor.run import Run
 from planner.economics import gpu_hours, run_usd
 from planner.plan import Plan, write_plan
-from planner.predict import Prediction, predict
+from planner.predict import Prediction, predict_replayed
 from planner.question import Question
 from profiles import files
 from profiles.efficiency import load_efficiency
@@ -37,9 +37,9 @@ from reports.compare import (
     span,
 )
 from simulator.layout import coordinates, distinct_ranks
-from simulator.memory import place_memory
+from simulator.memory import rank_memory
 from simulator.strategy import Strategy
-from simulator.timeline import STREAMS, Timeline
+from simulator.timeline import Timeline
 from simulator.workload import build_workload
 
 MEMORY_NAMES = {
@@ -91,7 +91,7 @@ def write_page(plan: Plan, path: str | Path, *, run: Run | None = None, timeline
 def render_page(plan: Plan, *, run: Run | None = None, timeline: Timeline | None = None) -> str:
     """Return the page's HTML; the same values give the same text."""
     prediction, edited = current_prediction(plan)
-    timeline = timeline or predict(plan.question, plan.strategy)[1]
+    timeline = timeline or predict_replayed(plan.question, plan.strategy)[1]
     environment = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True,
@@ -175,7 +175,7 @@ def _pipeline(strategy: Strategy, timeline: Timeline) -> dict[str, Any]:
             (p, name, figures.PASS_COLOURS[p]) for p, name in PASS_NAMES.items() if any(p in r.passes_s for r in table)
         ],
         "streams": [
-            (s, figures.STREAM_COLOURS[s]) for s in STREAMS[1:] if any(s in row.streams_s for row in table)
+            (s, colour) for s, colour in figures.STREAM_COLOURS.items() if any(s in row.streams_s for row in table)
         ],
         "alike": int(strategy.world_size) // len(ranks),
     }
@@ -223,12 +223,11 @@ def _run(plan: Plan, p: Prediction, run: Run) -> dict[str, Any]:
 def _memory_by_rank(plan: Plan, run: Run) -> list[tuple[int, int, float, int, int, int]]:
     """Return rank, stage, predicted peak, measured peak, reserved and idle bytes of the first ranks."""
     strategy, accelerator = plan.strategy, plan.question.cluster.accelerator
-    workload, last = build_workload(plan.question.model, strategy), int(strategy.pp) - 1
+    workload = build_workload(plan.question.model, strategy)
     rows = []
     for rank, peak in enumerate(run.peak_memory_bytes[:MAX_RANKS_SHOWN]):
         stage = int(coordinates(strategy, rank)["pp"])
-        place = "only" if last == 0 else {0: "first", last: "last"}.get(stage, "middle")
-        parts = {k: float(v) for k, v in place_memory(workload, accelerator, place).items()}
+        parts = {k: float(v) for k, v in rank_memory(workload, accelerator, stage).items()}
         predicted = comparable_bytes(sum(parts.values()), parts, cuda=run.job.device == "cuda")
         rows.append((rank, stage, predicted, peak, run.reserved_memory_bytes[rank], run.idle_memory_bytes[rank]))
     return rows
@@ -239,8 +238,7 @@ def _inputs(question: Question) -> Iterator[Figure]:
     accelerator, sources = cluster.accelerator, cluster.accelerator.sources
     yield Figure(
         f"model {model.name}", f"{show(num_params(model), 'count', 4)} parameters: {model.num_layers} layers, hidden "
-        f"{model.hidden}, {model.num_heads} heads ({model.num_kv_heads} key-value), FFN {model.ffn_hidden}, vocabulary "
-        f"{model.vocab}, context {model.max_seq_len}", model.source,
+        f"{model.hidden}, {model.describe_layers()}, vocabulary {model.vocab}, context {model.max_seq_len}", model.source,
     )
     yield Figure(f"{accelerator.title}: usable memory", show(accelerator.memory_bytes, "bytes"), sources["memory"])
     yield Figure("memory bandwidth", show(accelerator.memory_bytes_per_s, "bytes_per_s"), sources["memory_bandwidth"])
@@ -269,8 +267,9 @@ def _costs(question: Question) -> Iterator[Figure]:
         return
     laws = load_efficiency(question.cluster.accelerator.laws)
     for name, law in (("GEMM", laws.gemm), ("attention", laws.attention), ("memory-bound kernels", laws.memory_bound)):
-        value = f"{100 * law.efficiency:.0f} % of peak, spread {100 * law.spread:.0f} %"
-        yield Figure(f"efficiency of {name}", value, law.source)
+        rates = law.efficiency if isinstance(law.efficiency, dict) else {"": law.efficiency}
+        shares = ", ".join(f"{100 * rate:.0f} % {kind}".rstrip() for kind, rate in rates.items())
+        yield Figure(f"efficiency of {name}", f"{shares} of peak, spread {100 * law.spread:.0f} %", law.source)
     for name, link in (("inside a node", laws.scale_up), ("between nodes", laws.scale_out)):
         yield Figure(f"collectives {name}", f"fitted law, spread {100 * link.spread:.0f} %", link.source)
 

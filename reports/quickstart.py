@@ -9,7 +9,7 @@ from executor.engine import refusal
 from executor.launch import launch
 from executor.run import Job, Run
 from planner.plan import Plan, plan_from_search, write_plan
-from planner.predict import predict
+from planner.predict import predict_replayed
 from planner.question import Question, ask
 from planner.search import Found, search
 from planner.shapes import model_cases
@@ -78,7 +78,7 @@ def _plan_large(folder: Path) -> tuple[Plan, Found, Timeline]:
 
 def _write(plan: Plan, folder: Path, run: Run | None = None) -> Timeline:
     """Write plan, trace and page of a plan and return its replay."""
-    _, timeline = predict(plan.question, plan.strategy)
+    _, timeline = predict_replayed(plan.question, plan.strategy)
     write_plan(plan, folder / "plan.yaml")
     files.write_text(folder / "trace.json", chrome_trace(timeline, rank_names(plan.strategy)))
     write_page(plan, folder / "plan.html", run=run, timeline=timeline)

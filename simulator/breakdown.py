@@ -29,7 +29,7 @@ def breakdown(timeline: Timeline, step_time_s: float | None = None) -> dict[str,
     parts["compute"] = _length(covered) - parts["optimizer"]
     # a send holds up its receiver, not its sender; of pp only the sum of a tied embedding is the rank's own
     own = rows[(rows["stream"] != "pp") | (rows["pass"] == "U")]
-    for stream in ("tp", "dp", "pp"):
+    for stream in ("tp", "cp", "ep", "dp", "pp", "host"):
         both = _union(np.concatenate([covered, _of(own, stream)]))
         parts[CAUSES[stream]] = _length(both) - _length(covered)
         covered = both

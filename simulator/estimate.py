@@ -6,17 +6,18 @@ and the slowest stage for each further micro-batch. The replay is exact; a test 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import numpy as np
 
 from profiles.cost import CostModel
+from profiles.model import Part
 from profiles.ops import Num
-from simulator.layout import stage_layers_by_place
+from simulator.layout import rank_parts
 from simulator.pricing import Prices, Seconds, price
 from simulator.stages import StageSeconds, stage_seconds
-from simulator.strategy import Strategy
+from simulator.strategy import Strategy, by_pipe
 from simulator.workload import Workload
 
 BREAKDOWN = ("compute", "bubble", "exposed_tp", "exposed_pp", "exposed_dp", "exposed_cp", "exposed_ep", "optimizer",
@@ -36,29 +37,6 @@ class Estimate:
     breakdown_s: dict[str, Num]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Places:
-    """The stages that differ: first, middle, last, and the only one where there is no pipeline."""
-
-    first: StageSeconds
-    middle: StageSeconds
-    last: StageSeconds
-    only: StageSeconds
-
-
-def price_places(workload: Workload, prices: Prices) -> Places:
-    """Return the seconds of the stages that differ, for each strategy of the batch."""
-    strategy, layers = workload.strategy, workload.model.num_layers
-    first, middle, last = stage_layers_by_place(layers, np.asarray(strategy.pp))
-    some = np.maximum(middle, 1)
-    return Places(
-        first=stage_seconds(prices, strategy, [("embedding", 1), ("layer", first)]),
-        middle=stage_seconds(prices, strategy, [("layer", some)]),
-        last=stage_seconds(prices, strategy, [("layer", last), ("head", 1)]),
-        only=stage_seconds(prices, strategy, [("embedding", 1), ("layer", layers), ("head", 1)]),
-    )
-
-
 def send_delay_s(strategy: Strategy, send_s: Num) -> Num:
     """Return what sends add to a pipeline's step.
 
@@ -75,55 +53,66 @@ def send_delay_s(strategy: Strategy, send_s: Num) -> Num:
 
 def estimate(workload: Workload, cost: CostModel) -> Estimate:
     """Return the step of each strategy in closed form."""
-    prices = price(workload, cost)
-    places = price_places(workload, prices)
+    strategy, prices = workload.strategy, price(workload, cost)
+    pipes = by_pipe(strategy)
+    if len(pipes) == 1:
+        return _estimate_pipes(workload, prices, pipes[0].pp, pipes[0].chunks, cost)
+    results: dict[str, Num] = {}
+    for pipe in pipes:
+        some = replace(workload, strategy=strategy.pick(pipe.where))
+        part = _estimate_pipes(some, prices.pick(pipe.where), pipe.pp, pipe.chunks, cost)
+        for name, value in (("step_time_s", part.step_time_s), ("p10_s", part.p10_s), ("p90_s", part.p90_s),
+                            *part.breakdown_s.items()):
+            results.setdefault(name, np.zeros(len(strategy)))[pipe.where] = value
+    return Estimate(
+        step_time_s=results["step_time_s"], p10_s=results["p10_s"], p90_s=results["p90_s"],
+        breakdown_s={name: results[name] for name in BREAKDOWN},
+    )
+
+
+def _estimate_pipes(workload: Workload, prices: Prices, pp: int, chunks: int, cost: CostModel) -> Estimate:
+    """Return the step of strategies that cut the model into the same stages."""
     strategy = workload.strategy
-    p, m = np.asarray(strategy.pp), np.asarray(strategy.num_microbatches)
-    layers = workload.model.num_layers
-    base, extra = layers // p, layers % p
+    m = np.asarray(strategy.num_microbatches)
+    places = rank_parts(workload.model, pp, chunks)
+    priced: dict[tuple[tuple[Part, int], ...], StageSeconds] = {}
+    for place in map(tuple, places):
+        if place not in priced:
+            priced[place] = stage_seconds(prices, strategy, list(place))
+    first, distinct = priced[tuple(places[0])], list(priced.values())
+    counts = [sum(tuple(p) == place for p in places) for place in priced]
 
     def passes(s: StageSeconds) -> Num:
         return s.forward_s + s.backward_s
 
-    # middle stages hold `base` or one more layer; the sum over stages needs how many of each
-    layer_f_b = passes(places.middle) / np.maximum(stage_layers_by_place(layers, p)[1], 1)
-    middle_layers = layers - 2 * base - ((extra == p - 1) & (p > 1))
-    through = passes(places.first) + passes(places.last) + layer_f_b * np.where(p > 2, middle_layers, 0)
-    slowest = np.maximum(passes(places.first), passes(places.last))
-    slowest = np.where(p > 2, np.maximum(slowest, passes(places.middle)), slowest)
-    through, slowest = np.where(p == 1, passes(places.only), through), np.where(p == 1, passes(places.only), slowest)
-
-    busiest = _busiest(places, p, slowest)
-    end = _choose(places, p, "first")
+    through = sum(n * passes(s) for n, s in zip(counts, distinct, strict=True))
+    busiest = distinct[0]
+    for s in distinct[1:]:
+        busiest = _select(passes(s) > passes(busiest), s, busiest)
+    slowest = passes(busiest)
     sends = send_delay_s(strategy, prices.send_s)
-    closing = end.last_backward_s - end.backward_s + end.first_forward_s - end.forward_s
-    optimizer = end.update_s
-    dp_tail = end.tail_s + end.regather_s + np.maximum(0.0, closing)
-    step = through + (m - 1) * slowest + sends + dp_tail + optimizer
+    closing = first.last_backward_s - first.backward_s + first.first_forward_s - first.forward_s
+    dp_tail = first.tail_s + first.regather_s + np.maximum(0.0, closing)
+    # with v chunks a rank waits only for a chunk's turn: (p - 1) / v passes (arXiv 2104.04473, section 2.2.2)
+    fixed = strategy.software.step_s
+    running = through / chunks + (m - 1 / chunks) * slowest + sends + dp_tail + first.update_s
+    step = running * (1 + prices.wait) + fixed
 
-    compute = m * (busiest.forward.compute_s + busiest.backward.compute_s)
-    tp = m * (busiest.forward.tp_s + busiest.backward.tp_s)
-    dp = dp_tail + m * (passes(busiest) - busiest.forward.total_s - busiest.backward.total_s)
-    parts = dict.fromkeys(BREAKDOWN, np.zeros(np.shape(step)))
-    parts |= {"compute": compute, "exposed_tp": tp, "exposed_dp": dp, "exposed_pp": sends, "optimizer": optimizer}
+    inside = busiest.forward + busiest.backward
+    parts: dict[str, Num] = dict.fromkeys(BREAKDOWN, np.zeros(np.shape(step)))
+    dp = dp_tail + m * (slowest - inside.total_s)
+    parts |= {
+        "compute": m * inside.compute_s, "exposed_tp": m * inside.tp_s, "exposed_cp": m * inside.cp_s,
+        "exposed_ep": m * inside.ep_s, "exposed_dp": dp, "exposed_pp": sends, "optimizer": first.update_s,
+        "other": running * prices.wait + fixed,
+    }
     parts["bubble"] = step - sum(parts.values())
     # the bubble grows with what fills it, so the spread of the filled part is that of the step
-    variance = ((busiest.forward + busiest.backward) * m).variance_s2 + ((dp + sends) * prices.comm_spread) ** 2
-    spread = np.sqrt(variance) / np.maximum(compute + tp + dp + sends, 1e-30)
+    variance = (inside * m).variance_s2 + ((dp + sends) * prices.comm_spread) ** 2
+    filled = m * inside.total_s + dp + sends
+    spread = np.sqrt(variance / np.maximum(filled, 1e-30) ** 2 + cost.calibration.spread**2)
     return Estimate(step_time_s=step, p10_s=step * np.exp(-P90_Z * spread), p90_s=step * np.exp(P90_Z * spread),
                     breakdown_s=parts)
-
-
-def _choose(places: Places, p: Num, place: str) -> StageSeconds:
-    return _select(p == 1, places.only, getattr(places, place))
-
-
-def _busiest(places: Places, p: Num, slowest: Num) -> StageSeconds:
-    last = _select(places.last.forward_s + places.last.backward_s >= slowest, places.last, places.first)
-    middle = _select(
-        (p > 2) & (places.middle.forward_s + places.middle.backward_s >= slowest), places.middle, last
-    )
-    return _select(p == 1, places.only, middle)
 
 
 def _select(where: Num, yes: StageSeconds, no: StageSeconds) -> StageSeconds:

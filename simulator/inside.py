@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from profiles.model import Part
-from simulator.pricing import PartSeconds, Prices
+from simulator.pricing import IN_LINE, PartSeconds, Prices
 from simulator.strategy import Strategy
 
 
@@ -56,38 +56,51 @@ class Stage(NamedTuple):
         return self.last_backward if microbatch == num_microbatches - 1 else self.backward
 
 
-def stage_units(prices: Prices, layers: list[int], stage: int) -> list[Unit]:
-    """Return the parts of a stage in the order of the forward pass."""
-    begin = sum(layers[:stage])
-
-    def unit(part: Part, name: str, layer: int) -> Unit:
-        return Unit(name, layer, prices.parts[part])
-
-    units = [unit("layer", f"layer {i}", i) for i in range(begin, begin + layers[stage])]
-    if stage == 0:
-        units.insert(0, unit("embedding", "embedding", -1))
-    if stage == len(layers) - 1:
-        units.append(unit("head", "head and loss", -1))
+def stage_units(prices: Prices, stages: list[list[tuple[Part, int]]], stage: int) -> list[Unit]:
+    """Return the parts of a virtual stage in the order of the forward pass; `stages` as `layout.stage_parts` gives them."""
+    layer = sum(num for parts in stages[:stage] for part, num in parts if part not in NAMES)
+    units: list[Unit] = []
+    for part, num in stages[stage]:
+        for _ in range(num):
+            if part in NAMES:
+                units.append(Unit(NAMES[part], -1, prices.parts[part]))
+            else:
+                units.append(Unit(f"layer {layer}", layer, prices.parts[part]))
+                layer += 1
     return units
+
+
+NAMES = {"embedding": "embedding", "head": "head and loss", "mtp": "multi-token prediction"}
+"""What reports call the parts that are no layers."""
 
 
 def lay_out_stage(units: list[Unit], strategy: Strategy, prices: Prices) -> Stage:
     """Return what a rank does in each kind of action, under the strategy's sharding level."""
-    zero, piped, overlaps = int(strategy.zero), int(strategy.pp) > 1, prices.overlaps
+    zero, piped, overlaps, beside = int(strategy.zero), int(strategy.pp) > 1, prices.overlaps, float(prices.beside)
     gathers = zero >= 2
     keeps = zero == 2 and piped
     back = units[::-1]
-    backward = lay_out_chain(back, "B", zero == 3, zero >= 2 and not piped, overlaps)
-    last = lay_out_chain(back, "B", zero == 3, True, overlaps) if zero >= 2 else lay_out_queue(back, overlaps)
+    backward = lay_out_chain(back, "B", zero == 3, zero >= 2 and not piped, overlaps, beside)
+    if zero >= 2:
+        last = lay_out_chain(back, "B", zero == 3, True, overlaps, beside)
+    else:
+        last = lay_out_queue(back, overlaps and strategy.software.grad_reduce, beside)
+    forward = lay_out_chain(units, "F", gathers and not keeps, False, overlaps, beside)
     return Stage(
-        first_forward=lay_out_chain(units, "F", gathers, False, overlaps),
-        forward=lay_out_chain(units, "F", gathers and not keeps, False, overlaps),
+        first_forward=lay_out_chain(units, "F", gathers, False, overlaps, beside), forward=forward,
         backward=backward._replace(tail_s=0.0), last_backward=last,
-        update=_update_spans(units, float(prices.tie_s)),
+        update=_update_spans(units, float(prices.tie_s), forward.busy_s if hides(strategy, overlaps) else 0.0, beside),
     )
 
 
-def lay_out_chain(units: list[Unit], pass_: str, gathers: bool, reduces: bool, overlaps: bool) -> Inside:
+def hides(strategy: Strategy, overlaps: bool) -> bool:
+    """Return whether updated weights are gathered beside the next step's first passes."""
+    return overlaps and strategy.software.param_gather
+
+
+def lay_out_chain(
+    units: list[Unit], pass_: str, gathers: bool, reduces: bool, overlaps: bool, beside_factor: float = 0.0
+) -> Inside:
     """Return parts in a row: beside each one, the reduction of the part before and the gather of the next."""
     spans: list[Span] = []
     now = 0.0
@@ -102,15 +115,17 @@ def lay_out_chain(units: list[Unit], pass_: str, gathers: bool, reduces: bool, o
             beside = _add(spans, unit, "dp", "reduce", pass_, beside, unit.seconds.reduce_s)
         if gathers and i + 1 < len(units):
             beside = _add(spans, units[i + 1], "dp", "gather", pass_, beside, units[i + 1].seconds.gather_s)
-        now = max(end, beside)
+        comm = beside - now if overlaps else 0.0
+        slowed = _slow(spans, unit, pass_, end, beside_factor * min(comm, end - now))
+        now = max(slowed, beside)
     tail = float(units[-1].seconds.reduce_s) if reduces and overlaps else 0.0
     if tail:
         _add(spans, units[-1], "dp", "reduce", pass_, now, tail)
     return Inside(spans, now, tail)
 
 
-def lay_out_queue(units: list[Unit], overlaps: bool) -> Inside:
-    """Return a backward whose reductions queue on the dp stream and never hold up the computation."""
+def lay_out_queue(units: list[Unit], overlaps: bool, beside_factor: float = 0.0) -> Inside:
+    """Return a backward whose reductions queue on the dp stream and never hold up the computation, but slow it."""
     spans: list[Span] = []
     now, ready = 0.0, []
     for unit in units:
@@ -119,14 +134,22 @@ def lay_out_queue(units: list[Unit], overlaps: bool) -> Inside:
     free = 0.0 if overlaps else now
     for unit, at in zip(units, ready, strict=True):
         free = _add(spans, unit, "dp", "reduce", "B", max(free, at), unit.seconds.reduce_s)
-    any_reduce = any(u.seconds.reduce_s > 0 for u in units)
-    return Inside(spans, now, max(0.0, free - now) if any_reduce else 0.0)
+    reduced = sum(float(u.seconds.reduce_s) for u in units)
+    slowed = _slow(spans, units[-1], "B", now, beside_factor * min(reduced, now) if overlaps else 0.0)
+    return Inside(spans, slowed, max(0.0, free - now) if reduced > 0 else 0.0)
+
+
+def _slow(spans: list[Span], unit: Unit, pass_: str, start: float, seconds: float) -> float:
+    """Return the end of what communication beside a part adds to its computation."""
+    return _add(spans, unit, "compute", "slowed by communication", pass_, start, seconds)
 
 
 def _compute(spans: list[Span], unit: Unit, pass_: str, start: float) -> float:
     seconds = unit.seconds.forward if pass_ == "F" else unit.seconds.backward
-    middle = _add(spans, unit, "compute", "", pass_, start, seconds.compute_s)
-    return _add(spans, unit, "tp", "tp", pass_, middle, seconds.tp_s)
+    now = _add(spans, unit, "compute", "", pass_, start, seconds.compute_s)
+    for axis in IN_LINE:
+        now = _add(spans, unit, axis, axis, pass_, now, getattr(seconds, f"{axis}_s"))
+    return now
 
 
 def _add(spans: list[Span], unit: Unit, stream: str, what: str, pass_: str, start: float, seconds: float) -> float:
@@ -136,9 +159,10 @@ def _add(spans: list[Span], unit: Unit, stream: str, what: str, pass_: str, star
     return end
 
 
-def _update_spans(units: list[Unit], tie_s: float) -> list[Span]:
+def _update_spans(units: list[Unit], tie_s: float, hidden_s: float, beside: float) -> list[Span]:
     update, regather = sum(float(u.seconds.update_s) for u in units), sum(float(u.seconds.regather_s) for u in units)
-    tied = tie_s if any(u.layer < 0 for u in units) else 0.0
+    regather = max(0.0, regather - hidden_s) + beside * min(regather, hidden_s)
+    tied = tie_s * sum(u.name in (NAMES["embedding"], NAMES["head"]) for u in units)
     spans = [Span("compute", tied, tied + update, "optimizer", "U", -1)]
     if tied > 0:
         spans.insert(0, Span("pp", 0.0, tied, "sum the tied embedding", "U", -1))

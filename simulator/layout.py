@@ -6,11 +6,15 @@ inside the node because it talks most). The executor's device mesh is built from
 
 from __future__ import annotations
 
+from itertools import groupby
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from profiles.collectives import Collective
+from profiles.families import Shape, part_items
+from profiles.model import ModelSpec, Part
 from profiles.ops import Num
 from simulator.strategy import Strategy
 
@@ -18,8 +22,32 @@ ORDER = ("tp", "cp", "dp", "pp")
 """Axes from the innermost (neighbouring ranks) to the outermost."""
 
 
+def size(strategy: Strategy, axis: str) -> Num:
+    """Return the members of a group: of a mesh axis; of `shard` (one copy of dense state), `shard groups` (all copies
+    of one shard), `etp`, `ep` and `edp` (one copy of each expert, its shards, their copies)."""
+    if axis == "shard":
+        return strategy.shards
+    if axis == "shard groups":
+        return strategy.replicas / strategy.shards
+    return strategy.expert_replicas if axis == "edp" else getattr(strategy, axis)
+
+
 def stride(strategy: Strategy, axis: str) -> Num:
-    """Return how far apart in rank number two neighbours on an axis are."""
+    """Return how far apart in rank number two neighbours on an axis are.
+
+    Experts lie over the ranks of tp, cp and dp in an order of their own, innermost first: etp, ep, edp (Megatron-Core's
+    parallel folding, arXiv 2504.14960).
+    """
+    if axis == "etp":
+        return 1
+    if axis == "ep":
+        return strategy.etp
+    if axis == "edp":
+        return strategy.etp * strategy.ep
+    if axis == "shard":
+        return strategy.tp
+    if axis == "shard groups":
+        return strategy.tp * strategy.shards
     result: Num = 1
     for inner in ORDER[: ORDER.index(axis)]:
         result = result * getattr(strategy, inner)
@@ -28,8 +56,8 @@ def stride(strategy: Strategy, axis: str) -> Num:
 
 def ranks_per_node(strategy: Strategy, axis: str, gpus_per_node: int) -> Num:
     """Return how many members of one group on an axis share a node."""
-    size, apart = getattr(strategy, axis), stride(strategy, axis)
-    return np.maximum(1, np.minimum(size, gpus_per_node // np.minimum(apart, gpus_per_node)))
+    apart = stride(strategy, axis)
+    return np.maximum(1, np.minimum(size(strategy, axis), gpus_per_node // np.minimum(apart, gpus_per_node)))
 
 
 def mesh(strategy: Strategy) -> NDArray[np.int64]:
@@ -61,21 +89,58 @@ def distinct_ranks(strategy: Strategy) -> list[int]:
     return [rank_of(strategy, pp=stage) for stage in range(int(strategy.pp))]
 
 
-def stage_layers(num_layers: int, pp: int) -> list[int]:
+def stage_layers(num_layers: int, stages: int) -> list[int]:
     """Return the layers of each stage, as even as can be; the last stage, which has the head, never gets one more."""
-    base, extra = divmod(num_layers, pp)
-    layers = [base] * pp
-    for stage in [*range(1, pp - 1), 0][:extra]:
+    base, extra = divmod(num_layers, stages)
+    layers = [base] * stages
+    for stage in [*range(1, stages - 1), 0][:extra]:
         layers[stage] += 1
     return layers
 
 
-def stage_layers_by_place(num_layers: int, pp: Num) -> tuple[Num, Num, Num]:
-    """Return the layers of the first stage, of the largest middle stage (0 if none) and of the last, for any pp.
+def stage_parts(model: ModelSpec, pp: int, chunks: int = 1) -> list[list[tuple[Part, int]]]:
+    """Return the parts of each virtual stage in forward order, runs of like ones counted; stage s is on rank s % pp.
 
-    `stage_layers` as a formula over arrays; with pp = 1 the first stage is also the last.
+    Layers are spread evenly; where further tokens are predicted, what the last stage then does beside its layers
+    (`tail_layers`) counts as layers, as in Megatron's published layouts for DeepSeek-V3 (`Et*4|(t*4|)*14tmL`).
     """
-    base, extra = num_layers // pp, num_layers % pp
-    first = base + ((extra == pp - 1) & (pp > 1))
-    middle = np.where(pp > 2, base + (extra > 0), 0)
-    return first, middle, base
+    result: list[list[tuple[Part, int]]] = []
+    begin, counts = 0, _layer_counts(model, pp * chunks)
+    for stage, num in enumerate(counts):
+        names = [model.kinds[k].name for k in model.pattern[begin : begin + num]]
+        parts: list[tuple[Part, int]] = [(name, len(list(run))) for name, run in groupby(names)]
+        if stage == 0:
+            parts.insert(0, ("embedding", 1))
+        if stage == len(counts) - 1:
+            parts += [("head", 1)] + ([("mtp", model.mtp_layers)] if model.mtp_layers else [])
+        result.append(parts)
+        begin += num
+    return result
+
+
+def _layer_counts(model: ModelSpec, stages: int) -> list[int]:
+    extra = tail_layers(model) if model.mtp_layers and stages > 1 else 0
+    if not extra:
+        return stage_layers(model.num_layers, stages)
+    # the last stage gives up the layers that its tail stands for, as many as it has
+    kept = max(0, stage_layers(model.num_layers + extra, stages)[-1] - extra)
+    rest, others = model.num_layers - kept, stages - 1
+    return [rest // others + (stage < rest % others) for stage in range(others)] + [kept]
+
+
+def tail_layers(model: ModelSpec) -> int:
+    """Return how many layers the work of head and multi-token prediction is worth, by FLOP."""
+    shape = Shape(micro_batch=1, seq_len=min(model.max_seq_len, 4096))
+
+    def flop(part: Part) -> float:
+        ops = [i for i in part_items(model, part, shape) if not isinstance(i, Collective)]
+        return sum(float(k.model_flop) for op in ops for k in op.kernels("F"))
+
+    layer = flop(model.kinds[model.pattern[-1]].name)
+    return round((flop("head") + model.mtp_layers * flop("mtp")) / layer)
+
+
+def rank_parts(model: ModelSpec, pp: int, chunks: int = 1) -> list[list[tuple[Part, int]]]:
+    """Return the parts of each pipeline rank: those of its chunks, one after the other."""
+    stages = stage_parts(model, pp, chunks)
+    return [[part for chunk in stages[rank::pp] for part in chunk] for rank in range(pp)]

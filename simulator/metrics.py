@@ -12,7 +12,7 @@ from profiles.collectives import Collective
 from profiles.cost import peak_flop_per_s
 from profiles.families import Shape, part_items
 from profiles.hardware import Accelerator
-from profiles.model import PARTS, ModelSpec
+from profiles.model import ModelSpec, Part
 from profiles.ops import Num, Pass
 from simulator.strategy import Strategy
 
@@ -26,32 +26,40 @@ def step_flop(model: ModelSpec, strategy: Strategy) -> Num:
 def _flop_per_token(model: ModelSpec, seq_len: int, passes: tuple[Pass, ...]) -> dict[str, float]:
     shape = Shape(micro_batch=1, seq_len=seq_len, tp=1, dtype="bf16")
     flop: dict[str, float] = {}
-    for part in PARTS:
-        times = model.num_layers if part == "layer" else 1
-        for item in part_items(model, part, shape):
-            if isinstance(item, Collective):
-                continue
-            for pass_ in passes:
-                for kernel in item.kernels(pass_):
-                    if np.any(kernel.model_flop):
-                        flop[kernel.kind] = flop.get(kernel.kind, 0.0) + times * kernel.model_flop / seq_len
+    for part in model.parts:
+        for kind, value in _part_flop(model, part, shape, passes).items():
+            flop[kind] = flop.get(kind, 0.0) + model.times(part) * value / seq_len
+    return flop
+
+
+def _part_flop(model: ModelSpec, part: Part, shape: Shape, passes: tuple[Pass, ...]) -> dict[str, float]:
+    flop: dict[str, float] = {}
+    for item in part_items(model, part, shape):
+        if isinstance(item, Collective):
+            continue
+        for pass_ in passes:
+            for kernel in item.kernels(pass_):
+                if np.any(kernel.model_flop):
+                    flop[kernel.kind] = flop.get(kernel.kind, 0.0) + float(kernel.model_flop)
     return flop
 
 
 def mfu(model: ModelSpec, strategy: Strategy, step_time_s: Num, accelerator: Accelerator) -> Num:
-    """Return model FLOP per second over the dense peak of all ranks, in the strategy's precision."""
-    peak = peak_flop_per_s(accelerator, strategy.precision)
+    """Return model FLOP per second over the dense peak of all ranks, in the type that most matmuls compute in."""
+    peak = peak_flop_per_s(accelerator, strategy.matmul or strategy.dtype)
     return step_flop(model, strategy) / step_time_s / (peak * strategy.world_size)
 
 
 def hfu(model: ModelSpec, strategy: Strategy, step_time_s: Num, accelerator: Accelerator) -> Num:
     """Return MFU plus what full recomputation repeats: the layers' forward; selective repeats no matmul."""
     shape = Shape(micro_batch=1, seq_len=strategy.seq_len, tp=1, dtype="bf16")
-    again = model.num_layers / strategy.seq_len * sum(
-        k.model_flop for i in part_items(model, "layer", shape) if not isinstance(i, Collective) for k in i.kernels("F")
+    again = sum(
+        model.times(part) / strategy.seq_len * sum(_part_flop(model, part, shape, ("F",)).values())
+        for part in model.parts if part not in ("embedding", "head")
     )
-    extra = np.where(np.asarray(strategy.recompute) == "full", again * strategy.tokens_per_step, 0.0)
-    peak = peak_flop_per_s(accelerator, strategy.precision)
+    full = np.where(np.asarray(strategy.recompute) == "full", strategy.recompute_share, 0.0)
+    extra = full * again * strategy.tokens_per_step
+    peak = peak_flop_per_s(accelerator, strategy.matmul or strategy.dtype)
     return (step_flop(model, strategy) + extra) / step_time_s / (peak * strategy.world_size)
 
 

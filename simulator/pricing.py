@@ -2,41 +2,48 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 
 from profiles.collectives import Collective
 from profiles.cost import CostModel
 from profiles.model import Part
-from profiles.ops import Num
+from profiles.ops import Kernel, Num
 from simulator.layout import ranks_per_node
+from simulator.software import Software
 from simulator.strategy import Strategy
 from simulator.workload import PartWork, Work, Workload
+
+IN_LINE = ("tp", "cp", "ep")
+"""Axes whose collectives stand in line with the computation of a pass, where they are not hidden."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Seconds:
-    """Computation and tensor-parallel communication of a pass, in seconds, and how far each may be off.
+    """Computation of a pass and the communication in line with it, in seconds, and how far each may be off.
 
     `spread` is what adds up because it is shared, times seconds; `noise` is the variance of what does not, in s².
     """
 
     compute_s: Num = 0.0
     tp_s: Num = 0.0
+    cp_s: Num = 0.0
+    ep_s: Num = 0.0
     compute_spread_s: Num = 0.0
-    tp_spread_s: Num = 0.0
+    comm_spread_s: Num = 0.0
     noise_s2: Num = 0.0
 
     @property
     def total_s(self) -> Num:
-        """Return computation and communication: tensor-parallel collectives stand in line with the matmuls."""
-        return self.compute_s + self.tp_s
+        """Return computation and the communication in line with it."""
+        return self.compute_s + self.tp_s + self.cp_s + self.ep_s
 
     @property
     def variance_s2(self) -> Num:
         """Return the variance: computation and communication are off independently of each other."""
-        return self.compute_spread_s**2 + self.tp_spread_s**2 + self.noise_s2
+        return self.compute_spread_s**2 + self.comm_spread_s**2 + self.noise_s2
 
     def __add__(self, other: Seconds) -> Seconds:
         return Seconds(**{f.name: getattr(self, f.name) + getattr(other, f.name) for f in fields(self)})
@@ -65,27 +72,58 @@ class PartSeconds:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Prices:
-    """All seconds of a workload: by part, of one send between stages, of the sum of a tied embedding."""
+    """All seconds of a workload: by part, of one send between stages, of the sum of a tied embedding.
+
+    `beside`: seconds that a second of communication adds to the computation beside it. `wait`: share of a step that
+    ranks spend waiting for the slowest.
+    """
 
     parts: dict[Part, PartSeconds]
     send_s: Num
     tie_s: Num
     comm_spread: Num
     overlaps: bool
+    beside: Num
+    wait: Num
+
+    def pick(self, index: Any) -> Prices:
+        """Return the prices of some strategies of a batch (a mask or an array of indices)."""
+        result: Prices = _pick(self, index)
+        return result
+
+
+def _pick(value: Any, index: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _pick(v, index) for k, v in value.items()}
+    if isinstance(value, (Prices, PartSeconds, Seconds)):
+        return replace(value, **{f.name: _pick(getattr(value, f.name), index) for f in fields(value)})
+    return value[index] if np.ndim(value) else value
 
 
 def price(workload: Workload, cost: CostModel) -> Prices:
     """Return the seconds of every part of a workload on a cluster."""
     strategy = workload.strategy
+    cost = as_run(cost, strategy.software)
     send = cost.collective(workload.send, _per_node(strategy, cost, "pp"))
-    some_reduce = workload.parts["layer"].reduce[0]
+    some_reduce = workload.parts["head"].reduce[0]
+    nodes = np.maximum(1.0, np.asarray(strategy.world_size) / cost.cluster.gpus_per_node)
     return Prices(
         parts={name: _part_seconds(part, strategy, cost) for name, part in workload.parts.items()},
         send_s=np.where(np.asarray(strategy.pp) > 1, send.seconds, 0.0),
         tie_s=cost.collective(workload.tie, 2 if cost.cluster.num_nodes == 1 else 1).seconds,
-        comm_spread=cost.collective(some_reduce, _per_node(strategy, cost, "dp")).spread,
-        overlaps=cost.overlaps,
+        comm_spread=cost.collective(some_reduce, _per_node(strategy, cost, "shard")).spread,
+        overlaps=cost.overlaps, beside=cost.calibration.beside, wait=cost.calibration.wait * np.log2(nodes),
     )
+
+
+def as_run(cost: CostModel, software: Software) -> CostModel:
+    """Return the cost model as a software's kernels find it."""
+    age = max(0.0, float(software.year - (cost.cluster.accelerator.year or software.year - MATURE_YEARS)))
+    return replace(cost, eager=software.kernels == "eager", age_years=age)
+
+
+MATURE_YEARS = 4
+"""Age of an accelerator's libraries where its year of launch is not known."""
 
 
 def _per_node(strategy: Strategy, cost: CostModel, axis: str) -> Num:
@@ -95,14 +133,7 @@ def _per_node(strategy: Strategy, cost: CostModel, axis: str) -> Num:
 
 
 def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSeconds:
-    recompute = np.asarray(strategy.recompute)
-    backward = _seconds(part.backward, strategy, cost)
-    if np.any(recompute == "full"):
-        backward = backward + _seconds(part.recompute_full, strategy, cost) * (recompute == "full")
-    if np.any(recompute == "selective"):
-        backward = backward + _seconds(part.recompute_selective, strategy, cost) * (recompute == "selective")
-
-    forward = _seconds(part.forward, strategy, cost)
+    forward, backward = _passes(part, strategy, cost)
     m, zero, piped = np.asarray(strategy.num_microbatches), np.asarray(strategy.zero), np.asarray(strategy.pp) > 1
     if np.any(m > 1):
         backward = backward + _seconds((part.accumulate,), strategy, cost) * ((m - 1) / m)
@@ -113,27 +144,71 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
         forward = forward + gather * np.where(zero == 3, 1.0, np.where(zero == 2, once, 0.0))
         backward = backward + gather * (zero == 3) + reduce * np.where(zero >= 2, once, 0.0)
 
-    def dp_s(collective: Collective) -> Num:
-        return cost.collective(collective, _per_node(strategy, cost, "dp")).seconds
+    def group_s(collectives: tuple[Collective, ...]) -> Num:
+        return sum(cost.collective(c, _per_node(strategy, cost, c.axis)).seconds for c in collectives)
 
     return PartSeconds(
-        forward=forward, backward=backward,
-        gather_s=dp_s(part.gather), reduce_s=sum(dp_s(c) for c in part.reduce),
-        update_s=cost.kernel(part.update).seconds, regather_s=dp_s(part.regather),
+        forward=forward, backward=backward, gather_s=group_s(part.gather), reduce_s=group_s(part.reduce),
+        update_s=cost.kernel(part.update).seconds, regather_s=group_s(part.regather),
+    )
+
+
+def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Seconds, Seconds]:
+    """Return forward and backward with what recomputation repeats, neither faster than the host launches it."""
+    recompute, share = np.asarray(strategy.recompute), strategy.recompute_share
+    forward = _hosted(part.forward, _seconds(part.forward, strategy, cost), strategy)
+    backward = _hosted(part.backward, _seconds(part.backward, strategy, cost), strategy)
+    if strategy.software.tp_backward:
+        backward = _hide(backward, part, strategy, cost)
+    for name, work in (("full", part.recompute_full), ("selective", part.recompute_selective)):
+        if np.any(recompute == name):
+            again = _hosted(work, _seconds(work, strategy, cost), strategy)
+            backward = backward + again * np.where(recompute == name, share, 0.0)
+    return forward, backward
+
+
+def _hosted(work: Work, seconds: Seconds, strategy: Strategy) -> Seconds:
+    """Return a pass that takes no less than the host needs to launch it, communication included."""
+    if not strategy.software.host_launch_s:
+        return seconds
+    launches = sum(1 if isinstance(w, Collective) else w.launches for w in work)
+    idle = np.maximum(0.0, launches * strategy.software.host_launch_s - seconds.total_s)
+    return replace(seconds, compute_s=seconds.compute_s + idle)
+
+
+def _hide(backward: Seconds, part: PartWork, strategy: Strategy, cost: CostModel) -> Seconds:
+    """Return a backward whose column-parallel collectives run beside the matmuls of weight gradients."""
+    beside = _seconds(part.hidden_backward, strategy, cost).tp_s
+    matmuls = tuple(w for w in part.backward if isinstance(w, Kernel) and w.kind == "gemm" and w.pass_ == "W")
+    hidden = np.minimum(beside, _seconds(matmuls, strategy, cost).compute_s)
+    return replace(
+        backward, tp_s=backward.tp_s - hidden, compute_s=backward.compute_s + cost.calibration.beside * hidden
     )
 
 
 def _seconds(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
-    result = Seconds()
+    sums: dict[str, Num] = {f.name: 0.0 for f in fields(Seconds)}
+    attention_s: Num = 0.0
     for item in work:
         if isinstance(item, Collective):
             c = cost.collective(item, _per_node(strategy, cost, item.axis))
-            result = result + Seconds(
-                tp_s=c.seconds, tp_spread_s=c.seconds * c.spread, noise_s2=(c.seconds * c.noise) ** 2
-            )
+            axis = "ep" if item.axis == "etp" else item.axis
+            sums[f"{axis}_s"] = sums[f"{axis}_s"] + c.seconds
+            sums["comm_spread_s"] = sums["comm_spread_s"] + c.seconds * c.spread
         else:
             c = cost.kernel(item)
-            result = result + Seconds(
-                compute_s=c.seconds, compute_spread_s=c.seconds * c.spread, noise_s2=(c.seconds * c.noise) ** 2
-            )
-    return result
+            sums["compute_s"] = sums["compute_s"] + c.seconds
+            sums["compute_spread_s"] = sums["compute_spread_s"] + c.seconds * c.spread
+            if item.kind == "attention":
+                attention_s = attention_s + c.seconds
+        if np.any(c.noise):
+            sums["noise_s2"] = sums["noise_s2"] + (c.seconds * c.noise) ** 2
+    if strategy.context == "ring":
+        # keys of the next rank travel while those at hand are attended to (arXiv 2310.01889, section 3)
+        sums["cp_s"] = np.maximum(0.0, sums["cp_s"] - attention_s)
+    if strategy.software.ep_overlap:
+        sums["ep_s"] = np.maximum(0.0, sums["ep_s"] - sums["compute_s"])
+    if strategy.software.tp_overlap:
+        sums["tp_s"] = cost.calibration.pipelined * sums["tp_s"]
+    return Seconds(**sums)
+

@@ -14,8 +14,8 @@ import simpy
 
 from profiles.cost import CostModel
 from simulator.inside import Inside, Span, lay_out_stage, stage_units
-from simulator.layout import distinct_ranks, stage_layers
-from simulator.pricing import price
+from simulator.layout import distinct_ranks, stage_parts
+from simulator.pricing import Prices, price
 from simulator.schedules import Action, Table, build_schedule
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline, timeline_from_rows
@@ -84,12 +84,13 @@ def replay(workload: Workload, cost: CostModel) -> Timeline:
     """Return the timeline of one step of one strategy, for one rank of each set that is alike."""
     strategy = workload.strategy
     prices = price(workload, cost)
-    num_stages, num_microbatches = int(strategy.pp), int(strategy.num_microbatches)
-    table = build_schedule(str(strategy.schedule), num_stages, num_microbatches)
-    layers = stage_layers(workload.model.num_layers, num_stages)
-    insides = [
-        lay_out_stage(stage_units(prices, layers, stage), strategy, prices) for stage in range(num_stages)
-    ]
+    pp, num_microbatches = int(strategy.pp), int(strategy.num_microbatches)
+    num_stages = pp * int(strategy.chunks)
+    table = build_schedule(str(strategy.schedule), pp, num_microbatches, int(strategy.chunks))
+    stages = stage_parts(workload.model, pp, int(strategy.chunks))
+    units = [stage_units(prices, stages, stage) for stage in range(num_stages)]
+    insides = [lay_out_stage(u, strategy, prices) for u in units]
+    updates = [lay_out_stage([u for s in units[rank::pp] for u in s], strategy, prices).update for rank in range(pp)]
     send_s = float(prices.send_s)
 
     def inside(action: Action) -> Inside:
@@ -98,19 +99,28 @@ def replay(workload: Workload, cost: CostModel) -> Timeline:
     spans = replay_table(table, lambda a: inside(a).busy_s, send_s, num_stages)
     ranks = distinct_ranks(strategy)
     rows: list[tuple[Any, ...]] = []
-    ends = [0.0] * num_stages
+    ends = [0.0] * pp
     for span in spans:
         done = inside(span.action)
-        rank, m = ranks[span.action.stage], span.action.microbatch
+        place, m = span.action.stage % pp, span.action.microbatch
+        rank = ranks[place]
         rows += [_row(rank, s, span.start_s, m, "cost model") for s in done.spans]
-        ends[span.action.stage] = max(ends[span.action.stage], span.end_s + done.tail_s)
+        ends[place] = max(ends[place], span.end_s + done.tail_s)
         target = _sent_to(span.action, num_stages)
         if target is not None and send_s > 0:
-            rows.append((rank, "pp", span.end_s, span.end_s + send_s, f"send to {ranks[target.stage]}",
+            rows.append((rank, "pp", span.end_s, span.end_s + send_s, f"send to {ranks[target.stage % pp]}",
                          span.action.pass_, -1, m, float(workload.send.bytes), "cost model"))
-    for stage, end in enumerate(ends):
-        rows += [_row(ranks[stage], s, end, -1, "cost model") for s in insides[stage].update]
-    return timeline_from_rows(rows)
+    for place, end in enumerate(ends):
+        rows += [_row(ranks[place], s, end, -1, "cost model") for s in updates[place]]
+        waits = [end + max((s.end_s for s in updates[place]), default=0.0)]
+        rows.append((ranks[place], "host", waits[0], waits[0] + _uneven_s(waits[0], prices, strategy),
+                     "waiting for the slowest rank", "U", -1, -1, 0.0, "cost model"))
+    return timeline_from_rows([r for r in rows if r[3] > r[2]])
+
+
+def _uneven_s(end_s: float, prices: Prices, strategy: Strategy) -> float:
+    """Return what ranks wait for the slowest in a step, and what no kernel of it sees."""
+    return float(end_s * prices.wait) + strategy.software.step_s
 
 
 def _row(rank: int, span: Span, start_s: float, microbatch: int, source: str) -> tuple[Any, ...]:

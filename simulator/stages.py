@@ -2,7 +2,8 @@
 
 Two streams per rank: computation, and communication over dp. In front of each part its weights may have to be
 gathered (ZeRO-2, 3: one part ahead of the computation, as FSDP prefetches); behind each part's backward its
-gradients are reduced. Where communication cannot hide (CPU), the two streams are one.
+gradients are reduced. Computation slows down while communication runs beside it. Where communication cannot hide
+(CPU), the two streams are one.
 """
 
 from __future__ import annotations
@@ -48,9 +49,10 @@ class StageSeconds:
 
 def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Num]]) -> StageSeconds:
     """Return the seconds of a stage made of these parts: a list of (part, how many in a row), each at least one."""
-    zero = np.asarray(strategy.zero)
+    zero, software = np.asarray(strategy.zero), strategy.software
     piped = np.asarray(strategy.pp) > 1
     each_time = (zero >= 2) & ~piped
+    overlaps, beside = prices.overlaps, prices.beside
 
     def runs(pass_: str, gathers: Num, reduces: Num) -> list[Run]:
         order = parts if pass_ == "forward" else parts[::-1]
@@ -64,27 +66,38 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
     # with a pipeline, FSDP keeps gathered weights (ZeRO-2) and whole gradients until the last micro-batch
     keeps = (zero == 2) & piped
     gather_forward, gather_backward = zero >= 2, zero == 3
-    plain, _ = chain_s(runs("backward", gather_backward, each_time), prices.overlaps)
-    blocked, blocked_tail = chain_s(runs("backward", gather_backward, zero >= 2), prices.overlaps)
+    plain, _ = chain_s(runs("backward", gather_backward, each_time), overlaps, beside)
+    blocked, blocked_tail = chain_s(runs("backward", gather_backward, zero >= 2), overlaps, beside)
     queued = runs("backward", 0.0, zero <= 1)
+    queues = overlaps and software.grad_reduce
+    queue_tail, reduced = queue_tail_s(queued, queues), sum(r.num * r.reduce_s for r in queued)
+    slowed = beside * np.minimum(reduced, backward.total_s) * queues
+    forward_s = chain_s(runs("forward", gather_forward & ~keeps, 0.0), overlaps, beside)[0]
+    regather: Num = sum(prices.parts[p].regather_s * n for p, n in parts)
+    if overlaps and software.param_gather:
+        # the updated weights come in beside the next step's first passes
+        regather = np.maximum(0.0, regather - forward_s) + beside * np.minimum(regather, forward_s)
     return StageSeconds(
-        forward=forward, backward=backward,
-        forward_s=chain_s(runs("forward", gather_forward & ~keeps, 0.0), prices.overlaps)[0],
-        first_forward_s=chain_s(runs("forward", gather_forward, 0.0), prices.overlaps)[0],
+        forward=forward, backward=backward, forward_s=forward_s,
+        first_forward_s=chain_s(runs("forward", gather_forward, 0.0), overlaps, beside)[0],
         # the tail of an earlier micro-batch hides behind the next forward
         backward_s=plain,
-        last_backward_s=np.where(zero >= 2, blocked, backward.total_s),
-        tail_s=np.where(zero >= 2, blocked_tail, queue_tail_s(queued, prices.overlaps)),
+        last_backward_s=np.where(zero >= 2, blocked, backward.total_s + slowed),
+        tail_s=np.where(zero >= 2, blocked_tail, queue_tail),
         update_s=sum(prices.parts[p].update_s * n for p, n in parts),
-        regather_s=sum(prices.parts[p].regather_s * n for p, n in parts)
-        + sum(prices.tie_s for p, _ in parts if p != "layer"),
+        regather_s=regather + sum(prices.tie_s for p, _ in parts if p in ("embedding", "head")),
     )
 
 
-def chain_s(runs: list[Run], overlaps: bool) -> tuple[Num, Num]:
+def beside_s(compute_s: Num, comm_s: Num, beside: Num) -> Num:
+    """Return seconds of computation and communication side by side: the longer, the computation slowed by the overlap."""
+    return np.maximum(compute_s + beside * np.minimum(compute_s, comm_s), comm_s)
+
+
+def chain_s(runs: list[Run], overlaps: bool, beside: Num = 0.0) -> tuple[Num, Num]:
     """Return seconds of parts whose gathers run one part ahead and whose reductions hold up the next but one.
 
-    busy = g_1 + sum over parts of max(compute, gather of the next + reduction of the one before); the last
+    busy = g_1 + sum over parts of (compute beside gather of the next + reduction of the one before); the last
     reduction is the tail. The waiting rules are those of torch's `fully_shard`. Without overlap all adds up.
     """
     if not overlaps:
@@ -94,9 +107,9 @@ def chain_s(runs: list[Run], overlaps: bool) -> tuple[Num, Num]:
     for i, (num, compute, gather, reduce) in enumerate(runs):
         before = runs[i - 1].reduce_s if i else 0.0
         after = runs[i + 1].gather_s if i + 1 < len(runs) else 0.0
-        alone = np.maximum(compute, after + before)
-        ends = np.maximum(compute, gather + before) + np.maximum(compute, after + reduce)
-        inner = np.maximum(0, np.asarray(num) - 2) * np.maximum(compute, gather + reduce)
+        alone = beside_s(compute, after + before, beside)
+        ends = beside_s(compute, gather + before, beside) + beside_s(compute, after + reduce, beside)
+        inner = np.maximum(0, np.asarray(num) - 2) * beside_s(compute, gather + reduce, beside)
         busy = busy + np.where(np.asarray(num) == 1, alone, ends + inner)
     return busy, runs[-1].reduce_s
 

@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from numpy.typing import NDArray
 
 from profiles.ops import Num
+from simulator.software import TORCH, Software
 
 RECOMPUTE = ("none", "selective", "full")
-SCHEDULES = ("1F1B", "GPipe")
-PRECISIONS = ("bf16", "fp32")
-MODES = ("eager", "fused")
+SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B")
+CONTEXT = ("ring", "all_gather", "ulysses")
+MATMUL_TYPES = {
+    "fp32": ("fp32", ""), "bf16": ("bf16", ""), "fp16": ("fp16", ""), "fp8": ("bf16", "fp8"),
+    "fp8-block": ("bf16", "fp8"), "mxfp8": ("bf16", "mxfp8"), "nvfp4": ("bf16", "nvfp4"),
+}
+"""Precision -> type of the residual stream, and what the layers' linear maps compute in where it is another.
+
+fp8 scales whole tensors, fp8-block tiles of 128 by 128 (arXiv 2412.19437, section 3.3), mxfp8 blocks of 32.
+"""
+PRECISIONS = tuple(MATMUL_TYPES)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,9 +30,12 @@ class Strategy:
     """Degrees per axis, sharding, recomputation and batch of one training step.
 
     `zero` is the ZeRO level (Rajbhandari et al., arXiv 1910.02054): 0 all replicated, 1 optimizer states sharded
-    over dp, 2 gradients too, 3 weights too. tp includes sequence parallelism. `recompute`: none; selective keeps
-    the outputs of matmuls and attention and recomputes the rest; full keeps only each layer's input. `kernels`:
-    eager, or fused (`torch.compile`). `num_microbatches` is per data-parallel rank and step.
+    over dp, 2 gradients too, 3 weights too; `shard_group` ranks share one copy (0: all of dp x cp). With
+    `sequence_parallel` the residual stream is sharded over tp. cp splits the sequence, its keys travelling by
+    `context` (ring, all_gather, ulysses). ep and etp lay experts over the ranks of dp, cp and tp. `recompute`: none;
+    selective repeats what the software names; full keeps only each layer's input; `recompute_share` of the layers do
+    so. `chunks` of layers a stage (interleaved pipelines). `num_microbatches` is per data-parallel rank and step.
+    `software` is what else the framework does; it and `precision`, `context` and `seq_len` are one for a batch.
     """
 
     dp: Num = 1
@@ -30,20 +43,56 @@ class Strategy:
     cp: Num = 1
     pp: Num = 1
     ep: Num = 1
+    etp: Num = 1
     zero: Num = 0
+    shard_group: Num = 0
+    sequence_parallel: Num = True
     recompute: Any = "none"
+    recompute_share: Num = 1.0
     precision: str = "bf16"
-    kernels: str = "eager"
+    context: str = "ring"
     schedule: Any = "1F1B"
     chunks: Num = 1
     micro_batch: Num = 1
     num_microbatches: Num = 1
     seq_len: int = 1024
+    imbalance: float = 1.0
+    software: Software = TORCH
 
     @property
     def world_size(self) -> Num:
         """Return the number of ranks."""
         return self.dp * self.tp * self.cp * self.pp
+
+    @property
+    def dtype(self) -> str:
+        """Return the type of the residual stream."""
+        return MATMUL_TYPES[self.precision][0]
+
+    @property
+    def matmul(self) -> str:
+        """Return what the layers' linear maps compute in; empty: as the residual stream."""
+        return MATMUL_TYPES[self.precision][1]
+
+    @property
+    def kernels(self) -> str:
+        """Return whether pointwise chains are fused or eager."""
+        return self.software.kernels
+
+    @property
+    def replicas(self) -> Num:
+        """Return the ranks that hold the same dense parameters: dp x cp."""
+        return self.dp * self.cp
+
+    @property
+    def shards(self) -> Num:
+        """Return the ranks over which one copy of dense state is sharded."""
+        return np.where(np.asarray(self.shard_group) > 0, np.minimum(self.shard_group, self.replicas), self.replicas)
+
+    @property
+    def expert_replicas(self) -> Num:
+        """Return the ranks that hold the same experts."""
+        return self.tp * self.cp * self.dp / (self.ep * self.etp)
 
     @property
     def global_batch(self) -> Num:
@@ -57,7 +106,7 @@ class Strategy:
 
     def __len__(self) -> int:
         """Return how many strategies this batch holds; 1 for a single one."""
-        return max(int(np.size(getattr(self, f.name))) for f in fields(self))
+        return max(int(np.size(getattr(self, f.name))) for f in fields(self) if f.name != "software")
 
     def pick(self, index: Any) -> Strategy:
         """Return one strategy of a batch (an integer), or a smaller batch (a mask or an array of indices)."""
@@ -68,13 +117,29 @@ class Strategy:
                 return value
             return value[index].item() if scalar else value[index]
 
-        return replace(self, **{f.name: of(getattr(self, f.name)) for f in fields(self)})
+        return replace(self, **{f.name: of(getattr(self, f.name)) for f in fields(self) if f.name != "software"})
 
     def describe(self) -> str:
         """Return the strategy in one line, as a report shows it."""
-        axes = [f"{a}={getattr(self, a)}" for a in ("dp", "tp", "cp", "pp", "ep") if getattr(self, a) != 1]
+        axes = [f"{a}={getattr(self, a)}" for a in ("dp", "tp", "cp", "pp", "ep", "etp") if getattr(self, a) != 1]
         parts = [" ".join(axes) or "one rank", f"ZeRO-{self.zero}", f"recompute {self.recompute}",
                  f"micro-batch {self.micro_batch} x {self.num_microbatches}"]
         if self.pp != 1:
-            parts.insert(1, str(self.schedule))
+            chunks = f" of {self.chunks} chunks" if self.chunks != 1 else ""
+            parts.insert(1, f"{self.schedule}{chunks}")
         return ", ".join(parts)
+
+
+class Pipe(NamedTuple):
+    """Strategies of a batch that cut a model into the same stages: their indices, pipeline ranks and chunks."""
+
+    where: NDArray[np.int64]
+    pp: int
+    chunks: int
+
+
+def by_pipe(strategy: Strategy) -> list[Pipe]:
+    """Return a batch by number of pipeline ranks and chunks."""
+    pp, chunks = (np.broadcast_to(np.asarray(v), (len(strategy),)) for v in (strategy.pp, strategy.chunks))
+    pairs = sorted(set(zip(pp.tolist(), chunks.tolist(), strict=True)))
+    return [Pipe(np.flatnonzero((pp == p) & (chunks == v)), int(p), int(v)) for p, v in pairs]

@@ -9,9 +9,12 @@ from typing import Any
 import pandas as pd
 
 COLUMNS = ("rank", "stream", "start_s", "end_s", "op", "pass", "layer", "microbatch", "bytes", "source")
-STREAMS = ("compute", "tp", "dp", "pp")
-"""Lanes of a rank: computation, and communication by axis."""
-CAUSES = {"compute": "compute", "tp": "exposed_tp", "dp": "exposed_dp", "pp": "exposed_pp"}
+STREAMS = ("compute", "tp", "cp", "ep", "dp", "pp", "host")
+"""Lanes of a rank: computation, communication by axis, and what no device sees."""
+CAUSES = {
+    "compute": "compute", "tp": "exposed_tp", "cp": "exposed_cp", "ep": "exposed_ep", "dp": "exposed_dp",
+    "pp": "exposed_pp", "host": "other",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -1,20 +1,20 @@
 """What runs where: the kernels and collectives of each part of a model under a strategy. Never seconds.
 
-A stage is a run of parts: the embedding (first stage), layers, the head (last stage). The strategy's fields may be
-arrays; then every size is an array.
+A stage is a run of parts: the embedding (first stage), layers of one kind or several, the head (last stage). The
+strategy's fields may be arrays; then every size is an array.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 
 from profiles.collectives import Collective
 from profiles.families import Item, Shape, part_items, part_params
-from profiles.model import PARTS, ModelSpec, Part, count
-from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Kernel, Num, Op, Pass, Pointwise
+from profiles.model import ModelSpec, Part, count, count_experts
+from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Gemm, Kernel, Num, Op, Pass, Pointwise, UnfusedAttention
 from simulator.strategy import Strategy
 
 Work = tuple[Kernel | Collective, ...]
@@ -24,25 +24,28 @@ Work = tuple[Kernel | Collective, ...]
 class PartWork:
     """One part (embedding, one layer, head) of one micro-batch on one rank.
 
+    `hidden_backward` are the collectives of `backward` that can run beside the matmul of a weight gradient.
     `recompute_full` and `recompute_selective` are what backward repeats under that recomputation. `accumulate` adds
     a micro-batch's gradients to those of the ones before. `gather_copy` and `reduce_copy` move what is gathered or
-    reduced between parameters and the flat buffers of the collective. `gather` brings
-    the part's sharded weights together, `reduce` sums its gradients over dp, `update` is its optimizer step and
-    `regather` what follows it (ZeRO-1).
+    reduced between parameters and the flat buffers of the collective. `gather` brings the part's sharded weights
+    together, `reduce` sums its gradients over their replicas, `update` is its optimizer step and `regather` what
+    follows it (ZeRO-1). `params` are the dense parameters of a rank, `expert_params` those of its experts.
     """
 
     forward: Work
     backward: Work
+    hidden_backward: Work
     recompute_selective: Work
     recompute_full: Work
     accumulate: Kernel
     gather_copy: Kernel
     reduce_copy: Kernel
-    gather: Collective
+    gather: tuple[Collective, ...]
     reduce: tuple[Collective, ...]
     update: Kernel
-    regather: Collective
+    regather: tuple[Collective, ...]
     params: Num
+    expert_params: Num
     saved_none_bytes: Num
     saved_selective_bytes: Num
     saved_full_bytes: Num
@@ -60,48 +63,71 @@ class Workload:
     tie: Collective
 
 
+def shape_of(strategy: Strategy) -> Shape:
+    """Return a micro-batch of a strategy, as a rank sees it."""
+    software = strategy.software
+    return Shape(
+        micro_batch=strategy.micro_batch, seq_len=strategy.seq_len, tp=strategy.tp, cp=strategy.cp, ep=strategy.ep,
+        etp=strategy.etp, dtype=strategy.dtype, matmul=strategy.matmul, mode=software.kernels,
+        sequence_parallel=strategy.sequence_parallel, fused_projections=software.fused_projections,
+        flash=software.attention != "unfused", flash_version=software.attention, dropout=software.dropout,
+        context=strategy.context,
+        imbalance=strategy.imbalance, sends_once=software.sends_once,
+        loss_in_place=not software.fp32_logits,
+    )
+
+
 def build_workload(model: ModelSpec, strategy: Strategy) -> Workload:
     """Return the workload of a model under a strategy (or a batch of strategies)."""
-    shape = Shape(
-        micro_batch=strategy.micro_batch, seq_len=strategy.seq_len, tp=strategy.tp, dtype=strategy.precision,
-        mode=strategy.kernels,
-    )
-    boundary = ELEMENT_BYTES[strategy.precision] * shape.local_tokens * model.hidden
+    shape = shape_of(strategy)
+    # each tp rank sends its share, whether the stream is sharded already (sequence parallelism) or is cut for the
+    # send and gathered behind it (arXiv 2104.04473, section 4.1)
+    boundary = ELEMENT_BYTES[strategy.dtype] * shape.tokens / strategy.tp * model.hidden
     send = Collective(name="activation", kind="send", axis="pp", bytes=boundary, group_size=np.minimum(strategy.pp, 2))
     # embedding and head are one parameter: where they sit on two stages, their gradients are summed
     tied = model.tied_embeddings & (np.asarray(strategy.pp) > 1)
     tie = Collective(
-        name="tied embedding", kind="all_reduce", axis="pp", bytes=4.0 * model.vocab * model.hidden / strategy.tp,
+        name="tied embedding", kind="all_reduce", axis="pp",
+        bytes=strategy.software.grad_bytes * model.vocab * model.hidden / strategy.tp,
         group_size=np.where(tied, 2, 1),
     )
     return Workload(
-        model=model, strategy=strategy, parts={p: _part_work(model, strategy, shape, p) for p in PARTS}, send=send,
-        tie=tie,
+        model=model, strategy=strategy, parts={p: _part_work(model, strategy, shape, p) for p in model.parts},
+        send=send, tie=tie,
     )
 
 
 def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -> PartWork:
     items = part_items(model, part, shape)
     ops: list[Op] = [i for i in items if not isinstance(i, Collective)]
-    params = count(part_params(model, part), strategy.tp)
+    specs = part_params(model, part)
+    params, expert_params = count(specs, strategy.tp), count_experts(specs, strategy.ep, strategy.etp)
     if part == "head" and model.tied_embeddings:
         # the tied output projection is a second copy only where the head sits on another stage than the embedding
         tied = model.vocab * model.hidden / strategy.tp
         params = params - np.where(np.asarray(strategy.pp) == 1, tied, 0)
-    layer_input = ELEMENT_BYTES[strategy.precision] * shape.local_tokens * model.hidden
-    repeats = part == "layer"
+    layer_input = ELEMENT_BYTES[strategy.dtype] * shape.local_tokens * model.hidden
+    repeats = part not in ("embedding", "head")
+    selective_kind = strategy.software.selective
+    scores = selective_kind == "attention"
     saved_none: Num = sum(op.saved_bytes for op in ops)
-    kept: Num = sum(op.output_bytes for op in ops if op.kept_by_selective)
+    kept: Num = sum(op.output_bytes for op in _kept(ops, strategy.software.selective))
+    again: Work = ()
+    if not strategy.software.keeps_gathered and repeats:
+        saved_none = saved_none - _regathered_bytes(items, strategy)
+        again = tuple(g for g in _in_front(items) if g.kind == "all_gather")
+    unsaved: Num = sum(_score_bytes(op) for op in ops)
+    selective = saved_none - unsaved if scores else layer_input + kept
     return PartWork(
-        forward=_pass(items, "F"), backward=_backward(items),
-        recompute_selective=_recompute_selective(items) if repeats else (),
-        recompute_full=_recompute_full(items) if repeats else (),
-        params=params,
+        forward=_pass(items, "F"), backward=_backward(items) + again, hidden_backward=_hidden_backward(items) + again,
+        recompute_selective=_recompute_selective(items, selective_kind) if repeats else (),
+        recompute_full=_recompute_full(items, strategy.software.early_stop) if repeats else (),
+        params=params, expert_params=expert_params,
         saved_none_bytes=saved_none,
-        saved_selective_bytes=layer_input + kept if repeats else saved_none,
+        saved_selective_bytes=selective if repeats else saved_none,
         saved_full_bytes=layer_input if repeats else saved_none,
         transient_bytes=_transient_bytes(ops),
-        **_data_parallel(strategy, part, params, model.hidden),
+        **_data_parallel(strategy, part, params, expert_params, model.hidden),
     )
 
 
@@ -125,22 +151,71 @@ def _backward(items: tuple[Item, ...]) -> Work:
     return tuple(work)
 
 
-def _recompute_full(items: tuple[Item, ...]) -> Work:
-    """Return what full recomputation repeats: the forward up to the last tensor that backward needs.
+def _hidden_backward(items: tuple[Item, ...]) -> Work:
+    """Return the collectives in front of column-parallel maps: in backward they wait for no weight gradient.
+
+    The input's gradient is scattered (or all-reduced) while the weight's is computed, and where the input was
+    gathered again for that, while the input's is (Megatron-LM's column-parallel linear map).
+    """
+    return tuple(g.backward() for g in _in_front(items))
+
+
+def _in_front(items: tuple[Item, ...]) -> list[Collective]:
+    """Return the collectives in front of column-parallel maps: gathers, or what sums only in backward."""
+    return [
+        i for i in items
+        if isinstance(i, Collective) and i.axis == "tp" and (i.kind == "all_gather" or i.backward_group is not None)
+    ]
+
+
+def _regathered_bytes(items: tuple[Item, ...], strategy: Strategy) -> Num:
+    """Return the bytes of gathered inputs beyond a rank's own shard, which the software may drop and gather again."""
+    narrow = ELEMENT_BYTES[strategy.matmul or strategy.dtype] / ELEMENT_BYTES[strategy.dtype]
+    n = np.asarray(strategy.tp, dtype=float)
+    return sum((narrow * g.bytes * np.where(np.asarray(g.group_size) > 1, 1 - 1 / n, 0.0)
+                for g in _in_front(items) if g.kind == "all_gather"), 0.0)
+
+
+def _score_bytes(op: Op) -> Num:
+    """Return the bytes that attention keeps beyond its inputs and output: its scores, where they are stored."""
+    return op.score_bytes if isinstance(op, UnfusedAttention) else 0.0
+
+
+def _recompute_full(items: tuple[Item, ...], early_stop: bool) -> Work:
+    """Return what full recomputation repeats: the forward, or no more than up to the last tensor backward needs.
 
     torch's checkpoint stops there (`early_stop`), so the last matmul of a layer is not repeated.
     """
+    if not early_stop:
+        return _pass(items, "F")
     needed = max(i for i, item in enumerate(items) if not isinstance(item, Collective) and np.any(item.saved_bytes))
     return _pass(items[:needed], "F")
 
 
-def _recompute_selective(items: tuple[Item, ...]) -> Work:
-    """Return what selective recomputation repeats: all but matmuls, attention and the sums that follow them."""
+def _kept(ops: list[Op], selective: str) -> list[Op]:
+    """Return the operators whose outputs selective recomputation keeps: matmuls and attention, or every other matmul."""
+    kept = [op for op in ops if op.kept_by_selective]
+    if selective != "alternate":
+        return kept
+    matmuls = [op for op in kept if isinstance(op, Gemm)]
+    return [op for op in kept if op not in matmuls[1::2]]
+
+
+def _recompute_selective(items: tuple[Item, ...], selective: str) -> Work:
+    """Return what selective recomputation repeats.
+
+    attention: its scores (Korthikanti et al., arXiv 2205.05198, section 5; nothing where attention is fused);
+    pointwise: all but matmuls and attention, with the collectives between; alternate: every other matmul, too
+    (torchtitan's per-op policy).
+    """
+    if selective == "attention":
+        return tuple(k for i in items if isinstance(i, UnfusedAttention) for k in i.kernels("F"))
+    kept = _kept([i for i in items if not isinstance(i, Collective)], selective)
     work: list[Kernel | Collective] = []
     for item in items:
         if isinstance(item, Collective):
             work.append(item)
-        elif not item.kept_by_selective:
+        elif item not in kept:
             work += item.kernels("F")
     return tuple(work)
 
@@ -156,23 +231,42 @@ def _transient_bytes(ops: list[Op]) -> Num:
     return 3 * widest
 
 
-def _data_parallel(strategy: Strategy, part: Part, params: Num, hidden: int) -> dict[str, Any]:
-    """Return the collectives over dp, the accumulation and the update of a part.
+def _data_parallel(
+    strategy: Strategy, part: Part, params: Num, expert_params: Num, hidden: int
+) -> dict[str, Any]:
+    """Return the collectives over the replicas, the accumulation and the update of a part.
 
-    Gradients are summed in fp32. ZeRO-0 all-reduces; ZeRO-1 sums as its engine does (an all-reduce in fp32, a
-    reduce-scatter under mixed precision) and gathers the updated weights; ZeRO-2 and 3 reduce-scatter
-    (arXiv 1910.02054, sections 5 and 7). A collective that a level does not use has a group of one.
+    ZeRO-0 all-reduces; ZeRO-1 sums as its engine does (an all-reduce in fp32, a reduce-scatter under mixed
+    precision) and gathers the updated weights; ZeRO-2 and 3 reduce-scatter (arXiv 1910.02054, sections 5 and 7).
+    Where only a group of ranks shares a copy, what is scattered there is all-reduced over the groups (HSDP, arXiv
+    2304.11277, section 3.2.2). A collective that a level does not use has a group of one.
     """
-    zero, dp = np.asarray(strategy.zero), strategy.dp
-    compute_bytes = ELEMENT_BYTES[strategy.precision] * params
-    mixed = strategy.precision != "fp32"
+    zero, software, n, shards = np.asarray(strategy.zero), strategy.software, strategy.replicas, strategy.shards
+    mixed = strategy.dtype != "fp32"
+    gathered = software.gather_bytes or ELEMENT_BYTES[strategy.dtype]
+    reduced = software.reduce_bytes
     scatters = (zero >= 2) | ((zero == 1) & mixed)
 
-    def over_dp(kind: str, size: Num, used: Num) -> Collective:
-        return Collective(name=f"{part}.{kind}", kind=kind, axis="dp", bytes=size, group_size=np.where(used, dp, 1))
+    def over(axis: str, kind: str, size: Num, used: Num, group: Num) -> Collective:
+        return Collective(name=f"{part}.{kind}", kind=kind, axis=axis, bytes=size, group_size=np.where(used, group, 1))
 
+    def sums(axis: str, elements: Num, group: Num, inside: Num) -> tuple[Collective, ...]:
+        return (
+            over(axis, "all_reduce", reduced * elements, ~scatters, group),
+            over(axis, "reduce_scatter", reduced * elements, scatters, inside),
+            over(f"{axis} groups", "all_reduce", reduced * elements / inside, scatters, group / inside),
+        )
+
+    def gathers(used: Num) -> tuple[Collective, ...]:
+        dense = over("shard", "all_gather", gathered * params, used, shards)
+        return (dense, over("edp", "all_gather", gathered * expert_params, used, experts)) if has_experts else (dense,)
+
+    has_experts, experts = bool(np.any(expert_params)), strategy.expert_replicas
+    reduce = sums("shard", params, n, shards)
+    reduce += sums("edp", expert_params, experts, experts)[:2] if has_experts else ()
     # sharded gradients are added after they are scattered, whole ones (and those of a pipeline) before
-    added = params / np.where((zero >= 2) & (np.asarray(strategy.pp) == 1), dp, 1)
+    apart = (zero >= 2) & (np.asarray(strategy.pp) == 1)
+    added = params / np.where(apart, shards, 1) + expert_params / np.where(apart, experts, 1)
 
     def moved(name: str, elements: Num, dtype: str, pass_: Pass) -> Kernel:
         """Return an add of that many elements: two tensors read and one written."""
@@ -182,15 +276,41 @@ def _data_parallel(strategy: Strategy, part: Part, params: Num, hidden: int) -> 
 
     # FSDP copies its shard into a flat buffer and the gathered buffer out of it, each read and written once; gradients
     # likewise on their way to be scattered
-    copied = 2 / 3 * params * (1 + 1 / np.asarray(dp, dtype=float))
+    copied = 2 / 3 * (params * (1 + 1 / np.asarray(shards, dtype=float))
+                      + expert_params * (1 + 1 / np.asarray(experts, dtype=float)))
+    grad_dtype = "fp32" if software.grad_bytes == 4 else strategy.dtype
+    if software.fused_accumulation:
+        # the matmul reads and writes the sum instead of writing its own result: of an add's three tensors less than two
+        out = ELEMENT_BYTES[strategy.dtype] / software.grad_bytes
+        added = added * (2 - out) / 3
+    updated = params / np.where(zero >= 1, shards, 1) + expert_params / np.where(zero >= 1, experts, 1)
     return {
-        "accumulate": moved("accumulate", added, "fp32", "B"),
-        "gather_copy": moved("gather_copy", copied, strategy.precision, "F"),
-        "reduce_copy": moved("reduce_copy", copied, "fp32", "F"),
-        "gather": over_dp("all_gather", compute_bytes, zero >= 2),
-        "reduce": (over_dp("all_reduce", 4.0 * params, ~scatters), over_dp("reduce_scatter", 4.0 * params, scatters)),
+        "accumulate": moved("accumulate", added, grad_dtype, "B"),
+        "gather_copy": moved("gather_copy", copied, strategy.dtype, "F"),
+        "reduce_copy": moved("reduce_copy", copied, "fp32" if reduced == 4 else strategy.dtype, "F"),
+        "gather": gathers(zero >= 2),
+        "reduce": reduce,
         "update": AdamW(
-            name=f"{part}.update", params=params / np.where(zero >= 1, dp, 1), writes_bf16_copy=mixed
+            name=f"{part}.update", params=updated, writes_bf16_copy=mixed,
+            state_bytes=software.master_bytes + software.moment_bytes, grad_bytes=software.grad_bytes,
         ).kernels("U")[0],
-        "regather": over_dp("all_gather", compute_bytes, zero == 1),
+        "regather": gathers(zero == 1),
     }
+
+
+def pick_workload(workload: Workload, index: Any) -> Workload:
+    """Return the workload of some strategies of a batch (a mask or an array of indices)."""
+    result: Workload = _pick(workload, index)
+    return result
+
+
+def _pick(value: Any, index: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _pick(v, index) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return tuple(_pick(v, index) for v in value)
+    if isinstance(value, Strategy):
+        return value.pick(index)
+    if isinstance(value, (Workload, PartWork, Kernel, Collective)):
+        return replace(value, **{f.name: _pick(getattr(value, f.name), index) for f in fields(value)})
+    return value[index] if isinstance(value, np.ndarray) and value.ndim else value

@@ -12,30 +12,64 @@ from hypothesis import strategies as st
 
 from profiles import files
 from profiles.collectives import Collective, traffic_factor
-from profiles.cost import cost_model, roofline_s
+from profiles.cost import CostModel, cost_model, roofline_s
 from profiles.efficiency import load_efficiency
-from profiles.families import Shape, load_model, part_items
 from profiles.files import BadInput
-from profiles.hardware import cluster_from_table, load_accelerator, load_cluster, with_num_gpus
-from profiles.model import PARTS
-from profiles.ops import Gemm, Kernel
+from profiles.hardware import Cluster, cluster_from_table, load_accelerator, load_cluster
+from profiles.ops import (
+    POINTWISE,
+    AdamW,
+    Attention,
+    CrossEntropy,
+    Embedding,
+    Gemm,
+    GroupedGemm,
+    Kernel,
+    Op,
+    Pointwise,
+    Scan,
+    UnfusedAttention,
+)
 from profiles.tables import MeasuredTable, table_from_rows
 
 CLUSTERS = files.catalog_names("clusters")
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")
 
 
+def laws_of(cluster: Cluster) -> CostModel:
+    """Return the cost model by fitted laws alone, without what training runs add."""
+    return CostModel(cluster=cluster, efficiency=load_efficiency(cluster.accelerator.laws))
+
+
+def every_op(dtype: str, narrow: str) -> list[Op]:
+    """Return one operator of every kind, small and large."""
+    ops: list[Op] = []
+    for tokens in (64, 4096):
+        ops += [
+            Gemm(name="x", m=tokens, k=1024, n=4096, dtype=dtype, matmul=narrow),
+            GroupedGemm(name="x", groups=8, m=tokens / 7, k=1024, n=512, dtype=dtype, matmul=narrow),
+            Attention(name="x", batch=2, heads=16, kv_heads=4, seq_len=tokens, head_dim=64, dtype=dtype),
+            UnfusedAttention(name="x", batch=2, heads=16, kv_heads=16, seq_len=tokens, head_dim=64, dtype=dtype),
+            Scan(name="x", tokens=tokens, heads=16, head_dim=64, state=128, dtype=dtype),
+            Embedding(name="x", tokens=tokens, hidden=1024, vocab=32000, dtype=dtype),
+            CrossEntropy(name="x", tokens=tokens, vocab=32000, dtype=dtype), AdamW(name="x", params=tokens * 1e4),
+            *(Pointwise(name="x", kind=kind, rows=tokens, cols=1024, dtype=dtype, mode=mode) for kind, mode in POINTWISE),
+        ]
+    return ops
+
+
 @pytest.mark.parametrize("name", CLUSTERS)
-@pytest.mark.parametrize("model", ["gpt2", "llama-3-8b"])
-def test_no_kernel_beats_its_roofline(name: str, model: str) -> None:
-    cost = cost_model(load_cluster(name))
-    shape = Shape(micro_batch=2, seq_len=1024, dtype="bf16", mode="fused")
-    for part in PARTS:
-        for item in part_items(load_model(model), part, shape):
-            if not isinstance(item, Collective):
-                for pass_ in ("F", "B", "W"):
-                    for kernel in item.kernels(pass_):  # type: ignore[arg-type]
-                        assert cost.kernel(kernel).seconds >= roofline_s(cost.cluster.accelerator, kernel)
+def test_no_kernel_beats_its_roofline(name: str) -> None:
+    cost = laws_of(load_cluster(name))
+    dtypes = list(cost.cluster.accelerator.peak_flop_per_s)
+    wide = [d for d in dtypes if d in ("bf16", "fp16")]
+    for dtype, narrow in [(d, "") for d in (*wide, "fp32") if d in dtypes] + [(wide[0], d) for d in dtypes if d not in wide]:
+        for op in every_op(dtype, narrow):
+            for pass_ in ("F", "B", "W", "U"):
+                for kernel in op.kernels(pass_):  # type: ignore[arg-type]
+                    if kernel.dtype in dtypes:
+                        seconds = cost.kernel(kernel).seconds
+                        assert seconds >= roofline_s(cost.cluster.accelerator, kernel), kernel
 
 
 @given(st.sampled_from(CLUSTERS), st.sampled_from(KINDS), st.floats(1, 1e11), st.sampled_from([2, 4, 8, 16, 64]),
@@ -51,7 +85,7 @@ def test_more_bandwidth_is_never_slower(
     collective = Collective(name="x", kind=kind, axis="dp", bytes=size, group_size=group)
     per_node = min(per_node, group)
     slow = cost_model(cluster).collective(collective, per_node).seconds
-    assert cost_model(quick).collective(collective, per_node).seconds <= slow * (1 + 1e-12)
+    assert cost_model(quick).collective(collective, per_node).seconds <= slow * (1 + 1e-9)
 
 
 @given(st.floats(1, 1e11), st.floats(1.0, 100.0), st.sampled_from(KINDS), st.sampled_from([2, 8, 32]))
@@ -85,16 +119,16 @@ def test_wire_bytes_are_conserved() -> None:
 def test_large_all_reduce_in_a_node_reaches_published_bus_bandwidth() -> None:
     """nccl-tests on 8 H100 with NVLS: about 480 GB/s bus bandwidth at gigabytes (published range 450 to 490)."""
     c = Collective(name="x", kind="all_reduce", axis="dp", bytes=8e9, group_size=8)
-    seconds = cost_model(load_cluster("dgx-h100")).collective(c, 8).seconds
+    seconds = laws_of(load_cluster("dgx-h100")).collective(c, 8).seconds
     assert 450e9 < c.wire_bytes / seconds < 490e9
 
 
-def test_large_gemm_runs_at_the_training_rate() -> None:
-    kernel = Gemm(name="x", m=8192, k=8192, n=8192, dtype="bf16").kernels("F")[0]
-    h100 = load_accelerator("h100-80gb")
-    seconds = cost_model(load_cluster("dgx-h100")).kernel(kernel).seconds
-    expected = load_efficiency("h100-80gb").gemm.efficiency
-    assert kernel.flop / seconds / h100.peak_flop_per_s["bf16"] == pytest.approx(expected, rel=0.01)
+def test_large_gemm_runs_at_the_sustained_rate() -> None:
+    kernel = Gemm(name="x", m=16384, k=16384, n=16384, dtype="bf16").kernels("F")[0]
+    law = load_efficiency("h100-80gb").gemm
+    seconds = laws_of(load_cluster("dgx-h100")).kernel(kernel).seconds
+    rate = kernel.flop / seconds / load_accelerator("h100-80gb").peak_flop_per_s["bf16"]
+    assert rate == pytest.approx(law.efficiency["bf16"] * law.sustained, rel=0.02)
 
 
 def measured(rows: list[dict[str, object]], num_ranks: int = 2) -> MeasuredTable:
@@ -206,25 +240,6 @@ def test_a_cluster_that_is_none(text: str) -> None:
         load_cluster(text)
 
 
-def test_cutting_a_cluster() -> None:
-    cluster = load_cluster("dgx-h100:16")
-    assert with_num_gpus(cluster, 64).num_nodes == 8
-    assert with_num_gpus(cluster, 4).gpus_per_node == 4
-    with pytest.raises(BadInput, match="gpus: 60 do not divide into whole nodes of 8; the next below is 56"):
-        with_num_gpus(cluster, 60)
-    with pytest.raises(BadInput, match="gpus: 256 are asked for"):
-        with_num_gpus(cluster, 256)
-
-
-def test_every_figure_of_the_catalogue_has_a_source() -> None:
-    for name in files.catalog_names("accelerators"):
-        accelerator = load_accelerator(name)
-        assert all(accelerator.sources.values())
-        assert load_efficiency(name).gemm.source
-    for name in CLUSTERS:
-        assert load_cluster(name).scale_up.source
-
-
 def test_noise_is_that_of_the_median_and_grows_between_measured_shapes() -> None:
     cost = cost_model(cluster_from_table(TABLE))
     exact, between = cost.kernel(kernel_of(256, 256, 256)), cost.kernel(kernel_of(200, 100, 300))
@@ -236,6 +251,6 @@ def test_noise_is_that_of_the_median_and_grows_between_measured_shapes() -> None
 
 def test_the_weight_gradient_is_as_much_slower_as_its_factor_says() -> None:
     op = Gemm(name="x", m=8192, k=8192, n=8192, dtype="bf16")
-    cost, law = cost_model(load_cluster("dgx-h100")), load_efficiency("h100-80gb").gemm
+    cost, law = laws_of(load_cluster("dgx-h100")), load_efficiency("h100-80gb").gemm
     forward, weight = (cost.kernel(op.kernels(p)[0]).seconds - law.overhead_s for p in ("F", "W"))  # type: ignore[arg-type]
-    assert forward / weight == pytest.approx(law.weight_gradient_factor, rel=1e-9)
+    assert forward / weight == pytest.approx(law.weight_gradient_factor, rel=1e-3)

@@ -17,19 +17,16 @@ from executor.model import Stage, initial_weight, materialise, token_loss  # noq
 from executor.parallel import build_stage  # noqa: E402
 from profiles.collectives import Collective  # noqa: E402
 from profiles.families import Shape, all_params, num_params, part_items  # noqa: E402
-from profiles.model import ModelSpec  # noqa: E402
+from profiles.families.gpt2 import gpt2_spec  # noqa: E402
+from profiles.families.llama import llama_spec  # noqa: E402
+from profiles.model import FeedForward, ModelSpec, SelfAttention  # noqa: E402
 from profiles.ops import Op  # noqa: E402
 from simulator.strategy import Strategy  # noqa: E402
 
-LLAMA = ModelSpec(
-    name="tiny-llama", family="llama", num_layers=2, hidden=256, num_heads=8, num_kv_heads=2, head_dim=32,
-    ffn_hidden=512, vocab=512, max_seq_len=128,
-)
-QWEN2 = replace(LLAMA, name="tiny-qwen2", qkv_bias=True, tied_embeddings=True)
-GPT2 = ModelSpec(
-    name="tiny-gpt2", family="gpt2", num_layers=2, hidden=256, num_heads=8, num_kv_heads=8, head_dim=32,
-    ffn_hidden=1024, vocab=512, max_seq_len=128, tied_embeddings=True, qkv_bias=True,
-)
+SIZES: dict[str, int] = {"num_layers": 2, "hidden": 256, "num_heads": 8, "head_dim": 32, "vocab": 512, "max_seq_len": 128}
+LLAMA = llama_spec(name="tiny-llama", num_kv_heads=2, ffn_hidden=512, **SIZES)
+QWEN2 = llama_spec(name="tiny-qwen2", num_kv_heads=2, ffn_hidden=512, qkv_bias=True, tied_embeddings=True, **SIZES)
+GPT2 = gpt2_spec(name="tiny-gpt2", num_kv_heads=8, ffn_hidden=1024, **SIZES)
 HUGGING_FACE_NAMES = {
     "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn.w": "self_attn.w",
     "wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "ffn": "mlp", "w1": "gate_proj",
@@ -47,6 +44,18 @@ def one_thread() -> None:
 def on_meta(spec: ModelSpec, **options: Any) -> Stage:
     with torch.device("meta"):
         return Stage(spec, seq_len=SHAPE.seq_len, **options)
+
+
+def attention(spec: ModelSpec) -> SelfAttention:
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, SelfAttention)
+    return mixer
+
+
+def ffn_hidden(spec: ModelSpec) -> int:
+    ffn = spec.kinds[0].ffn
+    assert isinstance(ffn, FeedForward)
+    return ffn.hidden
 
 
 def ops(spec: ModelSpec, part: Any) -> list[Op]:
@@ -74,13 +83,14 @@ def test_parameter_count_against_transformers(spec: ModelSpec) -> None:
     shared = {"vocab_size": spec.vocab, "tie_word_embeddings": spec.tied_embeddings}
     if spec.family == "gpt2":
         model, config = transformers.GPT2LMHeadModel, transformers.GPT2Config(
-            n_layer=spec.num_layers, n_embd=spec.hidden, n_head=spec.num_heads, n_positions=spec.max_seq_len, **shared
+            n_layer=spec.num_layers, n_embd=spec.hidden, n_head=attention(spec).num_heads, n_positions=spec.max_seq_len,
+            **shared
         )
     else:
-        kind = "Qwen2" if spec.qkv_bias else "Llama"
+        kind = "Qwen2" if attention(spec).qkv_bias else "Llama"
         model, config = getattr(transformers, f"{kind}ForCausalLM"), getattr(transformers, f"{kind}Config")(
-            num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=spec.num_heads,
-            num_key_value_heads=spec.num_kv_heads, intermediate_size=spec.ffn_hidden,
+            num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=attention(spec).num_heads,
+            num_key_value_heads=attention(spec).num_kv_heads, intermediate_size=ffn_hidden(spec),
             max_position_embeddings=spec.max_seq_len, **shared,
         )
     with torch.device("meta"):
@@ -93,8 +103,8 @@ def test_logits_against_transformers() -> None:
     transformers = pytest.importorskip("transformers")
     spec = LLAMA
     reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=spec.num_heads,
-        num_key_value_heads=spec.num_kv_heads, intermediate_size=spec.ffn_hidden, vocab_size=spec.vocab,
+        num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=attention(spec).num_heads,
+        num_key_value_heads=attention(spec).num_kv_heads, intermediate_size=ffn_hidden(spec), vocab_size=spec.vocab,
         max_position_embeddings=spec.max_seq_len, rms_norm_eps=spec.norm_eps, tie_word_embeddings=False,
     ))
     stage = Stage(spec, seq_len=32)
@@ -153,7 +163,7 @@ class _Calls(TorchDispatchMode):
 
 
 def calls_of_backward(spec: ModelSpec, recompute: str) -> Counter[str]:
-    stage = Stage(replace(spec, num_layers=1), seq_len=32, recompute=recompute)
+    stage = Stage(replace(spec, pattern=(0,)), seq_len=32, recompute=recompute)
     x_BSC = torch.randn(1, 32, spec.hidden, requires_grad=True)
     rotary = tuple(t.detach() for t in stage.rotary)
     total = stage.layers["0"](x_BSC, *rotary).sum()

@@ -18,15 +18,19 @@ from executor import data
 from executor.engine import refusal
 from executor.launch import check_launch, child_environment, launch, tail
 from executor.run import LOG_FILE, RUN_FILE, TIMELINE_FILE, Job, Run, job_as_dict, job_from_dict, read_run, write_run
+from profiles.families.llama import llama_spec
 from profiles.files import BadInput
-from profiles.model import ModelSpec
+from profiles.model import Experts
+from simulator.software import Software
 from simulator.strategy import Strategy
 from simulator.timeline import COLUMNS
 
-SPEC = ModelSpec(
-    name="tiny", family="llama", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_hidden=128,
+SPEC = llama_spec(
+    name="tiny", num_layers=2, hidden=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_hidden=128,
     vocab=256, max_seq_len=64,
 )
+EXPERTS = replace(SPEC, family="mixtral", kinds=(replace(SPEC.kinds[0], ffn=Experts(num_experts=4, top_k=2, hidden=32)),))
+FUSED = Software(kernels="fused")
 STRATEGY = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=2)
 
 
@@ -77,7 +81,7 @@ def _drop(field: str) -> Any:
     (RUN_FILE, Path.unlink, "no such file"), (RUN_FILE, _cut, "not JSON"), (RUN_FILE, _drop("losses"), "losses"),
     (RUN_FILE, _drop("job"), "job"), (RUN_FILE, lambda p: p.write_text("[]"), "mapping"),
     (RUN_FILE, lambda p: p.write_bytes(b"\xff\xfe"), "UTF-8"),
-    (RUN_FILE, lambda p: p.write_text(p.read_text().replace('"num_layers": 2', '"num_layers": "two"')), "num_layers"),
+    (RUN_FILE, lambda p: p.write_text(p.read_text().replace('"num_heads": 4', '"num_heads": "four"')), "num_heads"),
     (RUN_FILE, lambda p: p.write_text(p.read_text().replace('"num_steps": 5', '"num_steps": 7')), "7 steps"),
     (TIMELINE_FILE, Path.unlink, "no such file"), (TIMELINE_FILE, lambda p: p.write_text(""), "not CSV"),
     (TIMELINE_FILE, lambda p: p.write_text("a,b\n1,2\n"), "columns"),
@@ -92,25 +96,35 @@ def test_damaged_run_is_bad_input(tmp_path: Path, name: str, damage: Any, says: 
     assert "\n" not in str(caught.value)
 
 
-def test_job_round_trip_and_faults(tmp_path: Path) -> None:
-    mine = job(tmp_path)
+@pytest.mark.parametrize("changes", [{}, {"model": EXPERTS}, {"strategy": replace(STRATEGY, software=FUSED, dp=2)}])
+def test_job_round_trip(tmp_path: Path, changes: dict[str, Any]) -> None:
+    mine = job(tmp_path, **changes)
     assert job_from_dict(json.loads(json.dumps(job_as_dict(mine))), "job.json") == mine
+
+
+def test_job_faults(tmp_path: Path) -> None:
+    mine = job(tmp_path)
     with pytest.raises(BadInput, match=r"job.json: model.hidden"):
         job_from_dict(job_as_dict(mine) | {"model": job_as_dict(mine)["model"] | {"hidden": "wide"}}, "job.json")
 
 
 def test_what_can_run_is_not_refused() -> None:
     for change in ({}, {"dp": 2, "zero": 3}, {"tp": 2}, {"pp": 2, "schedule": "GPipe"}, {"dp": 2, "zero": 1},
-                   {"precision": "bf16", "dp": 2, "pp": 2, "tp": 2, "zero": 2}, {"kernels": "fused"}):
+                   {"precision": "bf16", "dp": 2, "pp": 2, "tp": 2, "zero": 2}, {"software": FUSED},
+                   {"dp": 2, "zero": 3, "shard_group": 2}, {"recompute_share": 0.5}):
         assert refusal(replace(STRATEGY, **change), SPEC, "cpu") is None
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"cp": 2}, "context parallelism"), ({"ep": 2}, "expert parallelism"), ({"chunks": 2}, "interleaved"),
+    ({"cp": 2}, "context parallelism"), ({"ep": 2}, "expert parallelism"), ({"etp": 2}, "expert tensor parallelism"),
+    ({"chunks": 2}, "interleaved"), ({"schedule": "Interleaved1F1B"}, "schedule 'Interleaved1F1B'"),
+    ({"precision": "fp8"}, "precision 'fp8'"), ({"dp": 4, "shard_group": 2}, "shard_group=2"),
+    ({"tp": 2, "sequence_parallel": False}, "sequence parallelism only"),
+    ({"recompute": "full", "recompute_share": 0.5}, "recompute_share=0.5"),
     ({"zero": 1, "dp": 2, "tp": 2}, "ZeRO-1"), ({"zero": 1, "dp": 2, "precision": "bf16"}, "ZeRO-1"),
     ({"pp": 4}, "pp=4 needs a layer for each stage, and tiny has 2"), ({"tp": 4}, "2 key-value heads"),
     ({"seq_len": 128}, "longer than the 64 positions"), ({"schedule": "ZBV"}, "schedule 'ZBV'"),
-    ({"kernels": "fused", "recompute": "selective"}, "eager kernels"), ({"dp": 0}, "less than 1"),
+    ({"software": FUSED, "recompute": "selective"}, "eager kernels"), ({"dp": 0}, "less than 1"),
     ({"dp": np.array([1, 2])}, "batch of 2"),
 ])
 def test_refusals_say_why(change: dict[str, Any], says: str) -> None:
@@ -121,6 +135,7 @@ def test_refusals_say_why(change: dict[str, Any], says: str) -> None:
 def test_refusals_of_model_and_device() -> None:
     assert "vocabulary" in str(refusal(STRATEGY, replace(SPEC, vocab=100), "cpu"))
     assert "family" in str(refusal(STRATEGY, replace(SPEC, family="mamba"), "cpu"))
+    assert "family" in str(refusal(STRATEGY, EXPERTS, "cpu"))
     assert "device" in str(refusal(STRATEGY, SPEC, "tpu"))
 
 

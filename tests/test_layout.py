@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from profiles.families import load_model
+from profiles.model import Experts, FeedForward, ModelSpec
 from simulator.layout import (
     ORDER,
     coordinates,
@@ -14,9 +21,12 @@ from simulator.layout import (
     groups,
     mesh,
     rank_of,
+    rank_parts,
     ranks_per_node,
+    size,
     stage_layers,
-    stage_layers_by_place,
+    stage_parts,
+    stride,
 )
 from simulator.strategy import Strategy
 
@@ -46,9 +56,9 @@ def test_members_in_a_node_are_counted(strategy: Strategy, axis: str, gpus_per_n
     inner = int(np.prod([getattr(strategy, a) for a in ORDER[: ORDER.index(axis)]]))
     if gpus_per_node % inner and inner % gpus_per_node:
         return
-    size = getattr(strategy, axis)
+    members = getattr(strategy, axis)
     apart_per_node = max(1, gpus_per_node // inner)
-    if size % apart_per_node and apart_per_node % size:
+    if members % apart_per_node and apart_per_node % members:
         return
     counted = max(np.bincount(row // gpus_per_node).max() for row in groups(strategy, axis))
     assert ranks_per_node(strategy, axis, gpus_per_node) == counted
@@ -61,11 +71,108 @@ def test_tensor_parallel_ranks_are_neighbours() -> None:
     assert distinct_ranks(Strategy(dp=2, tp=2, pp=2)) == [0, 4]
 
 
+FOLDED: dict[str, Callable[[Strategy, int], tuple[int, ...]]] = {
+    # what the ranks of one group have in common: their stage, and on it
+    "shard": lambda s, r: (r % s.tp, r // s.tp // _copy(s)),
+    "shard groups": lambda s, r: (r % s.tp, r // s.tp % _copy(s)),
+    "etp": lambda s, r: (r // s.etp,),
+    "ep": lambda s, r: (r % s.etp, r // (s.etp * s.ep)),
+    "edp": lambda s, r: (r % (s.etp * s.ep),),
+}
+"""Axes that fold the ranks of a stage anew: dense copies over the ranks of cp and dp; experts over those of tp too."""
+
+
+def _copy(strategy: Strategy) -> int:
+    """Return the ranks that share one copy of the dense parameters."""
+    whole = strategy.dp * strategy.cp
+    return min(strategy.shard_group, whole) if strategy.shard_group else whole
+
+
+def folded_groups(strategy: Strategy, axis: str) -> list[list[int]]:
+    """Return the groups of a folded axis by comparing every rank with every other."""
+    stage = strategy.tp * strategy.cp * strategy.dp
+    found: dict[tuple[int, ...], list[int]] = {}
+    for rank in range(strategy.world_size):
+        found.setdefault((rank // stage, *FOLDED[axis](strategy, rank % stage)), []).append(rank)
+    return list(found.values())
+
+
+powers = st.sampled_from([1, 2, 4])
+
+
+@given(powers, powers, powers, st.sampled_from([1, 2]), st.sampled_from([0, 1, 2, 4, 8]), powers, powers,
+       st.sampled_from(sorted(FOLDED)), st.sampled_from([1, 2, 4, 8]))
+def test_folded_axes_by_counting(
+    dp: int, tp: int, cp: int, pp: int, shard_group: int, ep: int, etp: int, axis: str, gpus_per_node: int
+) -> None:
+    """Members, distance and members in a node of the axes of sharded state and of experts."""
+    if dp * tp * cp % (ep * etp):
+        return
+    strategy = Strategy(dp=dp, tp=tp, cp=cp, pp=pp, shard_group=shard_group, ep=ep, etp=etp)
+    rows = folded_groups(strategy, axis)
+    assert {len(row) for row in rows} == {int(size(strategy, axis))}
+    assert all(np.diff(row).tolist() == [int(stride(strategy, axis))] * (len(row) - 1) for row in rows)
+    counted = max(np.bincount(np.array(row) // gpus_per_node).max() for row in rows)
+    assert ranks_per_node(strategy, axis, gpus_per_node) == counted
+
+
+def test_a_mixture_of_experts_on_two_nodes() -> None:
+    """tp 2 x cp 2 x dp 4 with ep 8: neighbours exchange tokens inside a node of 8, two copies of each expert; state
+    sharded over groups of 4 that fill a node, its copies one in each."""
+    strategy = Strategy(dp=4, tp=2, cp=2, ep=8, shard_group=4)
+    assert [(int(size(strategy, a)), int(stride(strategy, a))) for a in ("etp", "ep", "edp", "shard", "shard groups")] \
+        == [(1, 1), (8, 1), (2, 8), (4, 2), (2, 8)]
+    assert [int(ranks_per_node(strategy, a, 8)) for a in ("ep", "edp", "shard", "shard groups")] == [8, 1, 4, 1]
+    wide = replace(strategy, ep=4, etp=2)
+    assert [(int(size(wide, a)), int(stride(wide, a))) for a in ("etp", "ep", "edp")] == [(2, 1), (4, 2), (2, 8)]
+
+
 @pytest.mark.parametrize("num_layers", range(1, 34))
-def test_layers_by_place_is_the_same_split(num_layers: int) -> None:
-    for pp in range(1, num_layers + 1):
-        stages = stage_layers(num_layers, pp)
-        first, middle, last = stage_layers_by_place(num_layers, np.array([pp]))
-        assert sum(stages) == num_layers
-        assert max(stages) - min(stages) <= 1
-        assert (stages[0], max(stages[1:-1], default=0), stages[-1]) == (first[0], middle[0], last[0])
+def test_layers_are_split_evenly(num_layers: int) -> None:
+    for stages in range(1, num_layers + 3):
+        layers = stage_layers(num_layers, stages)
+        assert len(layers) == stages and sum(layers) == num_layers
+        assert max(layers) - min(layers) <= 1
+        assert layers[-1] == min(layers)
+
+
+LLAMA = load_model("llama-3-8b")
+
+
+def patterned(num_layers: int) -> ModelSpec:
+    """Return a model whose first layer is dense and whose others have experts, with a layer that looks further ahead."""
+    dense = replace(LLAMA.kinds[0], name="dense", ffn=FeedForward(hidden=64))
+    sparse = replace(LLAMA.kinds[0], name="sparse", ffn=Experts(num_experts=8, top_k=2, hidden=32))
+    return replace(LLAMA, kinds=(dense, sparse), pattern=(0,) + (1,) * (num_layers - 1), mtp_layers=1)
+
+
+def laid_out(parts: list[tuple[str, int]]) -> list[str]:
+    return [part for part, num in parts for _ in range(num)]
+
+
+@pytest.mark.parametrize("patterns", [False, True])
+@pytest.mark.parametrize(("pp", "chunks"), [(1, 1), (2, 1), (3, 1), (4, 1), (8, 1), (2, 2), (4, 2), (2, 4), (4, 4)])
+def test_stages_in_a_row_are_the_model(pp: int, chunks: int, patterns: bool) -> None:
+    """Every part once, in order; embedding first, head last, no stage empty and none more than a layer ahead."""
+    for num_layers in range(max(1, pp * chunks - 2 * (chunks > 1)), 34):
+        model = patterned(num_layers) if patterns else replace(LLAMA, pattern=(0,) * num_layers)
+        names = ["dense", *["sparse"] * (num_layers - 1)] if patterns else ["layer"] * num_layers
+        stages = stage_parts(model, pp, chunks)
+        assert len(stages) == pp * chunks
+        assert [p for stage in stages for p in laid_out(stage)] == ["embedding", *names, "head", *["mtp"] * patterns]
+        assert all(num >= 1 for stage in stages for _, num in stage)
+        layers = [sum(p in ("layer", "dense", "sparse") for p in laid_out(stage)) for stage in stages]
+        assert max(layers) - min(layers) <= 1 and all(stages)
+        assert all(a != b for stage in stages for (a, _), (b, _) in pairwise(stage))
+
+
+@pytest.mark.parametrize(("pp", "chunks"), [(1, 1), (4, 1), (2, 2), (4, 2), (2, 4)])
+def test_a_rank_holds_every_pp_th_stage(pp: int, chunks: int) -> None:
+    """Stage s is on rank s % pp, as in arXiv 2104.04473, figure 4."""
+    model = patterned(19)
+    stages, ranks = stage_parts(model, pp, chunks), rank_parts(model, pp, chunks)
+    held = [Counter[str]() for _ in range(pp)]
+    for s, stage in enumerate(stages):
+        held[s % pp].update(laid_out(stage))
+    assert [Counter(laid_out(parts)) for parts in ranks] == held
+    assert sum(held, Counter()) == Counter({"embedding": 1, "dense": 1, "sparse": 18, "head": 1, "mtp": 1})

@@ -11,18 +11,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from profiles.families import load_model, num_params
+from profiles.families.gpt2 import gpt2_spec
 from profiles.hardware import load_accelerator
-from simulator.memory import in_flight, peak_memory, state_bytes
-from simulator.schedules import SCHEDULES, build_schedule
+from profiles.model import Experts, ModelSpec
+from simulator.memory import in_flight, peak_memory, rank_memory, state_bytes
+from simulator.schedules import build_schedule
+from simulator.software import Software
 from simulator.strategy import RECOMPUTE, Strategy
-from simulator.workload import build_workload
+from simulator.workload import PartWork, build_workload
 
 MODEL = load_model("llama-3-8b")
 H100 = load_accelerator("h100-80gb")
+ONE_CHUNK = ("1F1B", "GPipe")
 
 
-def total(strategy: Strategy, params: float = 1.0) -> float:
-    return float(sum(state_bytes(strategy, params, 0.0).values()))
+def total(strategy: Strategy, params: float = 1.0, experts: float = 0.0) -> float:
+    return float(sum(state_bytes(strategy, params, experts, 0.0, 0.0).values()))
 
 
 @pytest.mark.parametrize(
@@ -41,8 +45,36 @@ def test_bytes_per_parameter(precision: str, zero: int, bytes_per_param: object)
         assert total(strategy) == pytest.approx(bytes_per_param(dp), rel=1e-12)  # type: ignore[operator]
 
 
+@pytest.mark.parametrize(
+    ("software", "zero", "bytes_per_param"),
+    [
+        # all in bf16: 2 weight, 2 gradient, 4 moments, no master
+        (Software(master_bytes=0, grad_bytes=2, moment_bytes=4), 0, lambda d: 8.0),
+        # DeepSeek-V3 (arXiv 2412.19437, section 3.3.2): fp32 master and gradients, moments in bf16
+        (Software(moment_bytes=4), 1, lambda d: 6 + 8 / d),
+        # gradients in bf16: Megatron-LM's 6 + 12/d less 2
+        (Software(grad_bytes=2), 1, lambda d: 4 + 12 / d),
+    ],
+)
+def test_bytes_per_parameter_of_other_software(software: Software, zero: int, bytes_per_param: object) -> None:
+    for dp in (2, 8, 64):
+        strategy = Strategy(dp=dp, zero=zero, software=software)
+        assert total(strategy) == pytest.approx(bytes_per_param(dp), rel=1e-12)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize(("zero", "law"), [(1, lambda n: 6 + 12 / n), (3, lambda n: 16 / n)])
+def test_state_is_sharded_over_its_own_replicas(zero: int, law: object) -> None:
+    """Dense parameters over dp x cp, or a group of them; experts over the ranks that hold the same ones: tp x cp x dp /
+    (ep x etp), here 2 x 2 x 16 / (8 x 2) = 4."""
+    strategy = Strategy(dp=16, tp=2, cp=2, ep=8, etp=2, zero=zero)
+    for grouped, copies in ((0, 32), (8, 8), (1024, 32)):
+        split = replace(strategy, shard_group=grouped)
+        assert total(split, 1.0, 0.0) == pytest.approx(law(copies), rel=1e-12)  # type: ignore[operator]
+        assert total(split, 0.0, 1.0) == pytest.approx(law(4), rel=1e-12)  # type: ignore[operator]
+
+
 @settings(max_examples=60)
-@given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]), st.sampled_from(sorted(SCHEDULES)),
+@given(st.sampled_from([1, 2, 4, 8]), st.sampled_from([1, 2, 4]), st.sampled_from(ONE_CHUNK),
        st.integers(1, 16), st.sampled_from([1, 2]), st.sampled_from(["bf16", "fp32"]))
 def test_less_is_kept_by_more_recomputation_and_more_sharding(
     pp: int, tp: int, schedule: str, m: int, micro_batch: int, precision: str
@@ -62,31 +94,146 @@ def test_less_is_kept_by_more_recomputation_and_more_sharding(
         assert peaks[3, recompute] < peaks[0, recompute]
 
 
-@given(st.sampled_from(sorted(SCHEDULES)), st.integers(2, 8), st.integers(1, 12))
+@given(st.sampled_from(ONE_CHUNK), st.integers(2, 8), st.integers(1, 12))
 def test_in_flight_is_what_the_schedule_holds(schedule: str, p: int, m: int) -> None:
     strategy = Strategy(pp=p, schedule=schedule, num_microbatches=m)
-    held = []
-    for row in build_schedule(schedule, p, m):
+    for rank, row in enumerate(build_schedule(schedule, p, m)):
         alive = np.cumsum([1 if a.pass_ == "F" else -1 for a in row])
-        held.append(alive.max())
-    assert in_flight(strategy, "first") == held[0]
-    assert in_flight(strategy, "last") == held[-1]
-    if p > 2:
-        assert in_flight(strategy, "middle") == max(held[1:-1])
+        assert in_flight(strategy, rank) == alive.max()
 
 
-def test_a_batch_is_its_members() -> None:
-    cases = [
-        Strategy(dp=64 // pp // tp, tp=tp, pp=pp, zero=z, recompute=r, num_microbatches=4, seq_len=4096)
-        for pp, tp, z, r in product((1, 2, 4), (1, 8), range(4), RECOMPUTE)
+@given(st.sampled_from([2, 4, 8]), st.integers(1, 6), st.sampled_from([2, 4]))
+def test_in_flight_of_chunks_is_what_the_schedule_holds(p: int, rounds: int, v: int) -> None:
+    """Each chunk alive holds 1/v of the rank's layers; where it has work enough, a rank holds (v - 1) p + 2 (p - rank - 1)
+    + 1 of them (arXiv 2104.04473, section 2.2.2)."""
+    m = rounds * p
+    strategy = Strategy(pp=p, schedule="Interleaved1F1B", chunks=v, num_microbatches=m)
+    for rank, row in enumerate(build_schedule("Interleaved1F1B", p, m, v)):
+        alive = np.cumsum([1 if a.pass_ == "F" else -1 for a in row]).max()
+        assert float(in_flight(strategy, rank)) == alive / v
+        if rounds > 2:
+            assert alive == (v - 1) * p + 2 * (p - rank - 1) + 1
+
+
+def test_the_first_rank_holds_what_megatron_says() -> None:
+    """sbh L (34 + 5as/h) (1 + (p - 1) / (p v)) / t (arXiv 2205.05198, section 4.2.3), and without chunks as if L layers
+    held one micro-batch each."""
+    p, m, layers = 4, 32, 16
+    model = gpt(num_layers=layers)
+    for v, schedule in ((1, "1F1B"), (2, "Interleaved1F1B"), (4, "Interleaved1F1B")):
+        strategy = replace(gpt_strategy(8, True), pp=p, chunks=v, schedule=schedule, num_microbatches=m)
+        workload = build_workload(model, strategy)
+        held = float(rank_memory(workload, H100, 0)["activations"]) - held_beside_layers(workload.parts["embedding"],
+                                                                                         in_flight(strategy, 0))
+        factor = 1 + (p - 1) / (p * v) if v > 1 else 1.0
+        sends = 2 * workload.send.bytes
+        assert held - sends == pytest.approx(SBH / 8 * (34 + SCORES) * layers * factor, rel=1e-12)
+
+
+def held_beside_layers(part: PartWork, micro_batches: float) -> float:
+    return float(part.saved_none_bytes * micro_batches)
+
+
+S, B, H, A = 2048, 4, 6144, 64
+SBH, SCORES = float(S * B * H), 5.0 * A * S / H
+"""The 22B model of arXiv 2205.05198, table 3: bytes of one byte an element, and 5as/h."""
+
+
+def gpt(num_layers: int = 2) -> ModelSpec:
+    return gpt2_spec(name="22B", num_layers=num_layers, hidden=H, num_heads=A, num_kv_heads=A, head_dim=H // A,
+                     ffn_hidden=4 * H, vocab=51200, max_seq_len=S)
+
+
+def gpt_strategy(t: int, sequence_parallel: bool, recompute: str = "none") -> Strategy:
+    software = Software(kernels="fused", dropout=True, attention="unfused", keeps_gathered=False, selective="attention",
+                        fused_projections=True, pipe_buffers=False, late_gradients=False)
+    return Strategy(tp=t, sequence_parallel=sequence_parallel, recompute=recompute, software=software, micro_batch=B,
+                    seq_len=S)
+
+
+@pytest.mark.parametrize("t", [1, 2, 8])
+def test_a_layer_of_megatron_keeps_what_korthikanti_says(t: int) -> None:
+    """arXiv 2205.05198, table 2, in bytes of a layer: all of it, without the scores, and its input alone."""
+    whole, sharded = (build_workload(gpt(), gpt_strategy(t, sp)).parts["layer"] for sp in (False, True))
+    assert whole.saved_none_bytes == pytest.approx(SBH * (10 + 24 / t + SCORES / t), rel=1e-12)
+    assert whole.saved_selective_bytes == pytest.approx(SBH * (10 + 24 / t), rel=1e-12)
+    assert whole.saved_full_bytes == 2 * SBH
+    assert sharded.saved_none_bytes == pytest.approx(SBH / t * (34 + SCORES), rel=1e-12)
+    assert sharded.saved_selective_bytes == pytest.approx(SBH / t * 34, rel=1e-12)
+    assert sharded.saved_full_bytes == pytest.approx(2 * SBH / t, rel=1e-12)
+
+
+def test_embedding_and_head_of_megatron_keep_what_korthikanti_says() -> None:
+    """arXiv 2205.05198, section 4.3: sbh for the embedding's dropout, 2sbh for the last norm, 2sbh for the output
+    projection, 4sbv for the loss in fp32; beside that the ids of tokens and targets, 8 bytes each."""
+    parts = build_workload(gpt(), gpt_strategy(1, True)).parts
+    assert parts["embedding"].saved_none_bytes == SBH + 8 * S * B
+    assert parts["head"].saved_none_bytes == pytest.approx(4 * SBH * (1 + 51200 / H) + 8 * S * B, rel=1e-12)
+
+
+def test_recomputation_of_some_layers_lies_between() -> None:
+    """Half of the layers keep their input alone: the mean of both."""
+    kept = [
+        float(rank_memory(build_workload(gpt(8), replace(gpt_strategy(8, True), recompute="full", recompute_share=share)),
+                          H100, 0)["activations"]) for share in (0.0, 0.5, 1.0)
     ]
-    fields = ("dp", "tp", "pp", "zero", "recompute")
+    assert kept[0] > kept[1] > kept[2]
+    assert kept[1] == pytest.approx((kept[0] + kept[2]) / 2, rel=1e-12)
+    none = rank_memory(build_workload(gpt(8), gpt_strategy(8, True)), H100, 0)["activations"]
+    assert kept[0] == pytest.approx(float(none), rel=1e-12)
+
+
+SPARSE = replace(
+    MODEL, name="sparse", kinds=(
+        replace(MODEL.kinds[0], name="dense"),
+        replace(MODEL.kinds[0], name="sparse", ffn=Experts(num_experts=8, top_k=2, hidden=14336, shared_hidden=2048)),
+    ), pattern=(0, 0, 0) + (1,) * 29,
+)
+"""Llama 3 8B with experts in all but its first three layers."""
+
+
+@pytest.mark.parametrize("model", [MODEL, SPARSE], ids=lambda m: m.name)
+def test_a_batch_is_its_members(model: ModelSpec) -> None:
+    cases = [
+        Strategy(dp=64 // pp // tp, tp=tp, pp=pp, zero=z, recompute=r, num_microbatches=4, seq_len=4096, chunks=v,
+                 schedule="Interleaved1F1B" if v > 1 else "1F1B", shard_group=8 if z == 2 else 0, sequence_parallel=z != 1,
+                 ep=8 if model is SPARSE and r != "full" else 1)
+        for (pp, v), tp, z, r in product(((1, 1), (2, 1), (2, 4), (4, 1), (4, 2)), (1, 8), range(4), RECOMPUTE)
+    ]
+    fields = ("dp", "tp", "pp", "zero", "recompute", "chunks", "schedule", "shard_group", "sequence_parallel", "ep")
     batch = Strategy(**{f: np.array([getattr(s, f) for s in cases]) for f in fields}, num_microbatches=4, seq_len=4096)
-    together = peak_memory(build_workload(MODEL, batch), H100)
+    together = peak_memory(build_workload(model, batch), H100)
     for i, strategy in enumerate(cases):
-        alone = peak_memory(build_workload(MODEL, strategy), H100)
+        alone = peak_memory(build_workload(model, strategy), H100)
         assert together.peak_bytes[i] == pytest.approx(float(alone.peak_bytes), rel=1e-12)
         assert sum(v[i] for v in together.parts_bytes.values()) == pytest.approx(together.peak_bytes[i], rel=1e-12)
+
+
+@settings(max_examples=40)
+@given(st.sampled_from([MODEL, SPARSE]), st.sampled_from([(2, 1), (4, 1), (8, 1), (2, 4), (4, 2), (8, 4)]),
+       st.sampled_from([1, 2, 5]), st.integers(0, 3), st.sampled_from(RECOMPUTE), st.booleans())
+def test_the_peak_is_that_of_the_fullest_rank(
+    model: ModelSpec, pipe: tuple[int, int], rounds: int, zero: int, recompute: str, pipe_buffers: bool
+) -> None:
+    pp, chunks = pipe
+    strategy = Strategy(dp=8, pp=pp, chunks=chunks, schedule="Interleaved1F1B" if chunks > 1 else "1F1B", zero=zero,
+                        num_microbatches=rounds * pp, recompute=recompute, seq_len=2048,
+                        software=Software(pipe_buffers=pipe_buffers))
+    workload = build_workload(model, strategy)
+    peak = peak_memory(workload, H100)
+    each = [sum(float(v) for v in rank_memory(workload, H100, rank).values()) for rank in range(pp)]
+    assert float(peak.peak_bytes) == pytest.approx(max(each), rel=1e-12)
+    assert sum(float(v) for v in peak.parts_bytes.values()) == pytest.approx(max(each), rel=1e-12)
+
+
+def test_ranks_together_hold_the_model_once() -> None:
+    """bf16 weights and fp32 masters: 6 bytes of each parameter, over all pipeline ranks, chunked or not."""
+    for chunks in (1, 2, 4):
+        strategy = Strategy(pp=4, chunks=chunks, schedule="Interleaved1F1B" if chunks > 1 else "1F1B", num_microbatches=4)
+        for model in (MODEL, SPARSE):
+            workload = build_workload(model, strategy)
+            held = sum(float(rank_memory(workload, H100, rank)["weights"]) for rank in range(4))
+            assert held == pytest.approx(6 * num_params(model), rel=1e-12)
 
 
 def test_an_8b_model_alone_needs_what_everyone_knows() -> None:
@@ -100,10 +247,11 @@ def test_an_8b_model_alone_needs_what_everyone_knows() -> None:
 def test_activations_follow_the_closed_form() -> None:
     """bf16, fused, no tp, per token and layer: 2h (norm inputs) + 2h (norm outputs) + q, k, v, output + log-sum-exp +
     gate, up and their product (arXiv 2205.05198 section 4, for a gated layer with flash attention)."""
-    strategy = Strategy(micro_batch=1, seq_len=4096, kernels="fused")
+    strategy = Strategy(micro_batch=1, seq_len=4096, software=Software(kernels="fused"))
     layer = build_workload(MODEL, strategy).parts["layer"]
-    h, f, kv = MODEL.hidden, MODEL.ffn_hidden, MODEL.num_kv_heads * MODEL.head_dim
-    per_token = 2 * (4 * h + 2 * h + 2 * kv + 3 * f) + 4 * MODEL.num_heads
+    # Llama 3 8B: 32 heads and 8 of keys and values, of 128 channels, feed-forward 14336 (arXiv 2407.21783, table 3)
+    h, f, kv = 4096, 14336, 8 * 128
+    per_token = 2 * (4 * h + 2 * h + 2 * kv + 3 * f) + 4 * 32
     assert layer.saved_none_bytes == pytest.approx(per_token * 4096, rel=1e-12)
     assert layer.saved_full_bytes == 2 * h * 4096
 

@@ -10,7 +10,7 @@ import pytest
 from profiles import files
 from profiles.families import all_params, load_model, model_from_config, num_params
 from profiles.files import BadInput
-from profiles.model import count
+from profiles.model import SelfAttention, count
 from profiles.ops import Attention
 from simulator.metrics import step_flop
 from simulator.strategy import Strategy
@@ -46,7 +46,9 @@ def test_step_flop_is_six_n_plus_attention() -> None:
     strategy = Strategy(seq_len=8192, micro_batch=2)
     n = num_params(spec) - spec.vocab * spec.hidden
     norms = (2 * spec.num_layers + 1) * spec.hidden
-    per_token = 6 * (n - norms) + 12 * spec.num_layers * spec.num_heads * spec.head_dim * 8192
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, SelfAttention)
+    per_token = 6 * (n - norms) + 12 * spec.num_layers * mixer.num_heads * mixer.head_dim * 8192
     assert step_flop(spec, strategy) == pytest.approx(per_token * 2 * 8192, rel=1e-12)
 
 

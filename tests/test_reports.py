@@ -14,7 +14,7 @@ from rich.console import Console
 
 from executor.run import Job, Run
 from planner.plan import Plan, plan_from_prediction, plan_from_search, read_plan, write_plan
-from planner.predict import predict
+from planner.predict import predict_replayed
 from planner.question import Question, ask
 from planner.search import search
 from profiles.families import load_model
@@ -34,11 +34,13 @@ from reports.compare import (
 )
 from reports.figures import action_spans
 from reports.page import drawn_windows, render_page, write_page
+from simulator.software import Software
 from simulator.strategy import Strategy
 from simulator.timeline import COLUMNS
 
-PIPED = Strategy(dp=2, tp=2, pp=2, zero=0, micro_batch=2, num_microbatches=4, seq_len=1024, kernels="fused")
-PLAIN = Strategy(dp=8, zero=2, micro_batch=2, num_microbatches=2, seq_len=1024, kernels="fused")
+FUSED = Software(kernels="fused")
+PIPED = Strategy(dp=2, tp=2, pp=2, zero=0, micro_batch=2, num_microbatches=4, seq_len=1024, software=FUSED)
+PLAIN = Strategy(dp=8, zero=2, micro_batch=2, num_microbatches=2, seq_len=1024, software=FUSED)
 NUM_STEPS, NUM_WARMUP_STEPS = 6, 2
 
 
@@ -50,12 +52,12 @@ def question(strategy: Strategy, name: str = "gpt2") -> Question:
 
 def plan_of(strategy: Strategy, name: str = "gpt2") -> Plan:
     asked = question(strategy, name)
-    return plan_from_prediction(asked, predict(asked, strategy)[0], None)
+    return plan_from_prediction(asked, predict_replayed(asked, strategy)[0], None)
 
 
 def run_of(plan: Plan, slower: float, device: str = "cuda") -> Run:
     """Return a run whose every action took `slower` times what the replay says; in the warm-up three times that."""
-    _, timeline = predict(plan.question, plan.strategy)
+    _, timeline = predict_replayed(plan.question, plan.strategy)
     rows: list[dict[str, Any]] = []
     times, begin = [], 0.0
     for step in range(NUM_STEPS):
@@ -147,7 +149,7 @@ def test_the_page_says_when_no_price_is_known_and_when_nothing_fits() -> None:
     strategy = replace(PLAIN, zero=0)
     asked = replace(ask(load_model("llama-3-70b"), load_cluster("dgx-h100"), tokens=1e9, seq_len=1024,
                         global_batch=int(strategy.global_batch)), price=None)
-    text = text_of(render_page(plan_from_prediction(asked, predict(asked, strategy)[0], None)))
+    text = text_of(render_page(plan_from_prediction(asked, predict_replayed(asked, strategy)[0], None)))
     assert "Does not fit" in text and "no price known" in text and "missing" in text
 
 

@@ -14,7 +14,9 @@ from profiles.files import BadInput
 from simulator.schedules import SCHEDULES, Action, Table, build_schedule, check_table, format_table, parse_table
 
 schedules = pytest.importorskip("torch.distributed.pipelining.schedules")
+ONE_CHUNK = ("1F1B", "GPipe")
 SIZES = [(2, 2), (2, 5), (4, 4), (4, 9), (8, 16), (16, 32)]
+CHUNKED = [(p, rounds * p, chunks) for p in (2, 4, 8) for rounds in (1, 2, 5) for chunks in (2, 4)]
 
 
 def torch_table(table: Table) -> dict[int, list[object]]:
@@ -24,9 +26,68 @@ def torch_table(table: Table) -> dict[int, list[object]]:
 @pytest.mark.parametrize(("p", "m"), SIZES)
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_torch_accepts_the_table(name: str, p: int, m: int) -> None:
+    if name == "Interleaved1F1B" and m % p:
+        m = p
     table = build_schedule(name, p, m)
     check_table(table, p, m)
     assert schedules._validate_schedule(torch_table(table), p, p, m) == {s: s for s in range(p)}
+
+
+@pytest.mark.parametrize(("p", "m", "chunks"), CHUNKED)
+def test_torch_accepts_the_table_of_chunks(p: int, m: int, chunks: int) -> None:
+    table = build_schedule("Interleaved1F1B", p, m, chunks)
+    check_table(table, p * chunks, m)
+    assert schedules._validate_schedule(torch_table(table), p, p * chunks, m) == {s: s % p for s in range(p * chunks)}
+
+
+def theirs_interleaved(p: int, m: int, chunks: int) -> list[list[str]]:
+    """Return the passes of torch's ScheduleInterleaved1F1B, without its idle slots."""
+    schedule = object.__new__(schedules.ScheduleInterleaved1F1B)
+    rounds = max(1, m // p)
+    schedule.pp_group_size, schedule.n_local_stages, schedule._n_microbatches = p, chunks, m
+    schedule.number_of_rounds, schedule.microbatches_per_round = rounds, m // rounds
+    return [[str(a) for a in schedule._calculate_single_rank_operations(rank) if a is not None] for rank in range(p)]
+
+
+@pytest.mark.parametrize(("p", "m", "chunks"), [*CHUNKED, (2, 6, 1), (4, 3, 2), (4, 6, 2), (4, 10, 3), (8, 12, 4)])
+def test_the_table_of_chunks_equals_torchs(p: int, m: int, chunks: int) -> None:
+    """Also where micro-batches come in rounds of more or less than p, as torch allows."""
+    ours = [[str(a) for a in row] for row in build_schedule("Interleaved1F1B", p, m, chunks)]
+    assert ours == theirs_interleaved(p, m, chunks)
+
+
+@pytest.mark.parametrize(("p", "m", "rounds"), [(4, 9, 2), (2, 5, 2), (8, 25, 3)])
+def test_rounds_of_two_sizes_are_refused(p: int, m: int, rounds: int) -> None:
+    """torch refuses the same: a multiple of the number of rounds is wanted."""
+    with pytest.raises(BadInput, match=f"{m} do not divide into {rounds} rounds"):
+        build_schedule("Interleaved1F1B", p, m, 2)
+
+
+@pytest.mark.parametrize(("p", "m", "chunks"), CHUNKED)
+def test_chunks_cut_the_bubble_of_uniform_stages(p: int, m: int, chunks: int) -> None:
+    """The bubble over the work is (p - 1) / (v m) (arXiv 2104.04473, section 2.2.2), by torch's idle slots and by ours.
+
+    Passes of one length in lock step: a pass runs in the first slot after those that it needs.
+    """
+    table = build_schedule("Interleaved1F1B", p, m, chunks)
+    done: dict[Action, int] = {}
+    rows = [list(row) for row in table]
+    slot = 0
+    while any(rows):
+        ready = [row[0] for row in rows if row and all(done.get(a, slot) < slot for a in before(row[0], p * chunks))]
+        for action in ready:
+            rows[action.stage % p].pop(0)
+            done[action] = slot
+        slot += 1
+    work = 2 * m * chunks
+    assert (slot - work) / work == pytest.approx((p - 1) / (chunks * m))
+
+
+def before(action: Action, num_stages: int) -> list[Action]:
+    stage, pass_, microbatch = action
+    if pass_ == "F":
+        return [Action(stage - 1, "F", microbatch)] if stage else []
+    return [Action(stage + 1, "B", microbatch) if stage + 1 < num_stages else Action(stage, "F", microbatch)]
 
 
 @pytest.mark.parametrize(("p", "m"), SIZES)
@@ -68,12 +129,14 @@ def wrong_stage(table: Table) -> None:
     ("corrupt", "message"),
     [(drop, "is missing"), (repeat, "stands twice"), (backward_first, "deadlock"), (wrong_stage, "outside")],
 )
-@pytest.mark.parametrize("name", SCHEDULES)
-def test_a_corrupted_table_is_refused(name: str, corrupt: Callable[[Table], None], message: str) -> None:
-    table = build_schedule(name, 3, 4)
+@pytest.mark.parametrize(("name", "m", "chunks"), [("1F1B", 4, 1), ("GPipe", 4, 1), ("Interleaved1F1B", 6, 2)])
+def test_a_corrupted_table_is_refused(
+    name: str, m: int, chunks: int, corrupt: Callable[[Table], None], message: str
+) -> None:
+    table = build_schedule(name, 3, m, chunks)
     corrupt(table)
     with pytest.raises(BadInput, match=message):
-        check_table(table, 3, 4)
+        check_table(table, 3 * chunks, m)
 
 
 @pytest.mark.parametrize("corrupt", [drop, backward_first])
@@ -90,10 +153,14 @@ def test_a_deadlock_names_both_actions() -> None:
         check_table(table, 2, 1)
 
 
-@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 6), st.integers(1, 9))
-def test_tables_are_complete_and_read_back(name: str, p: int, m: int) -> None:
-    table = build_schedule(name, p, m)
-    check_table(table, p, m)
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(1, 6), st.integers(1, 9), st.integers(1, 4))
+def test_tables_are_complete_and_read_back(name: str, p: int, m: int, chunks: int) -> None:
+    if name in ONE_CHUNK:
+        chunks = 1
+    else:
+        m *= p
+    table = build_schedule(name, p, m, chunks)
+    check_table(table, p * chunks, m)
     assert parse_table(format_table(table)) == table
 
 

@@ -1,66 +1,110 @@
-"""Model families: one file each with its configuration, parameters and operators; a dict finds them."""
+"""Model families: readers of configurations by `model_type`, and what the blocks of a model ask for."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any
 
 from profiles import files
-from profiles.families import gpt2, llama
-from profiles.families.decoder import Item, Shape
+from profiles.families import classic, deepseek, gemma, gpt2, llama, nemotron, qwen, sparse
+from profiles.families.decoder import blocks, part_items, part_params
+from profiles.families.pieces import ACTIVATION, Item, Shape
 from profiles.files import BadInput
-from profiles.model import PARTS, ModelSpec, ParamSpec, Part
+from profiles.model import FeedForward, LatentAttention, LayerSpec, ModelSpec, ParamSpec, SelfAttention
 
-__all__ = ["FAMILIES", "Family", "Item", "Shape", "all_params", "load_model", "model_from_config", "num_params",
-           "part_items", "part_params"]
+__all__ = ["FAMILIES", "MODEL_TYPES", "Item", "Shape", "all_params", "check_spec", "load_model", "model_from_config",
+           "num_active_params", "num_params", "part_items", "part_params"]
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Family:
-    """What a family states: configuration -> spec, spec -> parameters of a part, spec and shape -> its operators."""
-
-    from_config: Callable[[dict[str, Any]], ModelSpec]
-    params: Callable[[ModelSpec, Part], tuple[ParamSpec, ...]]
-    items: Callable[[ModelSpec, Part, Shape], tuple[Item, ...]]
-
-
-FAMILIES: dict[str, Family] = {
-    "gpt2": Family(from_config=gpt2.from_config, params=gpt2.params, items=gpt2.items),
-    "llama": Family(from_config=llama.from_config, params=llama.params, items=llama.items),
+MODEL_TYPES: dict[str, Callable[[dict[str, Any]], ModelSpec]] = {
+    "gpt2": gpt2.from_config,
+    "llama": llama.from_config, "qwen2": llama.from_config, "mistral": llama.mistral, "mimo": llama.mimo,
+    "phi3": llama.phi3,
+    "mpt": classic.mpt, "opt": classic.opt, "bloom": classic.bloom, "gpt_neox": classic.gpt_neox,
+    "falcon": classic.falcon, "phi": classic.phi, "nemotron": classic.nemotron, "olmo2": classic.olmo2,
+    "gemma": gemma.gemma, "gemma2": gemma.gemma2, "gemma3": gemma.gemma3, "gemma3_text": gemma.gemma3,
+    "gemma4": gemma.gemma4, "gemma4_text": gemma.gemma4,
+    "qwen2_moe": qwen.qwen2_moe, "qwen3": qwen.qwen3, "qwen3_moe": qwen.qwen3_moe, "qwen3_vl": qwen.qwen3_vl,
+    "qwen3_vl_moe": qwen.qwen3_vl_moe, "qwen3_5": qwen.qwen3_5, "qwen3_5_text": qwen.qwen3_5,
+    "qwen3_5_moe": qwen.qwen3_5_moe, "qwen3_5_moe_text": qwen.qwen3_5_moe,
+    "deepseek_v2": deepseek.v2, "deepseek_v3": deepseek.v3, "kimi_k2": deepseek.v3, "kimi_k25": deepseek.kimi_k25,
+    "deepseek_v32": deepseek.v32, "glm_moe_dsa": deepseek.glm,
+    "mixtral": sparse.mixtral, "gpt_oss": sparse.gpt_oss, "minimax_m2": sparse.minimax_m2, "llama4": sparse.llama4,
+    "llama4_text": sparse.llama4, "mimo_v2_flash": sparse.mimo_v2, "kimi_linear": sparse.kimi_linear,
+    "kimi_k3": sparse.kimi_linear,
+    "nemotron_h": nemotron.hybrid, "nemotron-nas": nemotron.searched,
 }
-MODEL_TYPES = {"gpt2": "gpt2", "llama": "llama", "qwen2": "llama"}
-"""Hugging Face `model_type` -> family."""
+"""Hugging Face `model_type` -> reader of its configuration."""
+
+UNPRICED = {
+    **dict.fromkeys(("deepseek_v4", "deepseek_ref"),
+                    "hyper-connections (hc_mult) and attention to compressed keys (compress_ratios)"),
+    **dict.fromkeys(("minimax_m3", "minimax_m3_vl"), "choices of blocks of keys (sparse_attention_config)"),
+    "step3p7": "gates for each head and the heads of sliding layers (attention_other_setting)",
+}
+"""Hugging Face `model_type` -> blocks of it that have no law here."""
+
+CHOICES = {
+    "activation": tuple(ACTIVATION), "positions": ("rotary", "alibi", "learned", "none"),
+    "qk_norm": ("none", "head", "all", "plain"), "decay": ("head", "channel"), "norm": ("rms_norm", "layer_norm"),
+}
+"""What the named fields of a spec and of its blocks may say."""
+
+FAMILIES = tuple(dict.fromkeys(("gpt2", "llama", *MODEL_TYPES)))
+"""Names that `ModelSpec.family` may have."""
 
 
 def model_from_config(config: dict[str, Any], name: str, source: str = "") -> ModelSpec:
     """Return the spec of a Hugging Face `config.json`; an unknown `model_type` or a missing field is a `BadInput`."""
     kind = config.get("model_type")
+    if isinstance(kind, str) and kind in UNPRICED:
+        raise BadInput(f"{name}: {kind}: {UNPRICED[kind]} are not known and cannot be priced")
     if not isinstance(kind, str) or kind not in MODEL_TYPES:
         raise BadInput(f"{name}: model_type: {kind!r} is not known; known are {', '.join(MODEL_TYPES)}")
     try:
-        spec = FAMILIES[MODEL_TYPES[kind]].from_config(config)
+        spec = MODEL_TYPES[kind](config)
     except BadInput as e:
         raise BadInput(f"{name}: {e}") from None
-    spec = replace(spec, name=name, source=source or f"config of {name}")
+    note = f"; {spec.source}" if spec.source else ""
+    spec = replace(spec, name=name, source=(source or f"config of {name}") + note)
     check_spec(spec)
     return spec
 
 
 def check_spec(spec: ModelSpec) -> None:
     """Refuse dimensions that cannot be a model."""
-    for field in fields(spec):
-        value = getattr(spec, field.name)
-        if field.name.startswith(("num_", "hidden", "head_dim", "ffn", "vocab", "max_seq")) and (
-            isinstance(value, bool) or not isinstance(value, int) or value < 1
-        ):
-            raise BadInput(f"{spec.name}: {field.name}: must be a whole number of at least 1 (is {value!r})")
-    if spec.family == "llama" and spec.head_dim % 2:
-        raise BadInput(f"{spec.name}: head_dim: rotary positions need an even number (is {spec.head_dim})")
-    if spec.num_heads % spec.num_kv_heads:
+    _check_fields(spec.name, spec)
+    if not spec.pattern or not all(0 <= i < len(spec.kinds) for i in spec.pattern):
+        raise BadInput(f"{spec.name}: pattern: must name a kind of layer by its index, at least once")
+    for layer in spec.kinds:
+        for block in blocks(layer):
+            _check_fields(spec.name, block)
+        if layer.parallel and not (isinstance(layer.mixer, SelfAttention) and isinstance(layer.ffn, FeedForward)):
+            raise BadInput(f"{spec.name}: parallel: only plain attention and a dense block run side by side ({layer.name})")
+        _check_heads(spec.name, layer)
+
+
+def _check_fields(name: str, block: Any) -> None:
+    for field in fields(block):
+        value = getattr(block, field.name)
+        least = 1 if field.default is MISSING and field.name != "q_lora_rank" else 0
+        if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < least):
+            raise BadInput(f"{name}: {field.name}: must be a whole number of at least {least} (is {value!r})")
+        if field.name in CHOICES and value not in CHOICES[field.name]:
+            raise BadInput(f"{name}: {field.name}: {value!r} is not known; known are {', '.join(CHOICES[field.name])}")
+
+
+def _check_heads(name: str, layer: LayerSpec) -> None:
+    mixer = layer.mixer
+    if not isinstance(mixer, (SelfAttention, LatentAttention)):
+        return
+    turned = mixer.rope_dim or mixer.head_dim
+    if mixer.positions == "rotary" and turned % 2:
+        raise BadInput(f"{name}: head_dim: rotary positions need an even number (is {turned})")
+    if mixer.num_heads % mixer.num_kv_heads:
         raise BadInput(
-            f"{spec.name}: num_kv_heads: {spec.num_kv_heads} key-value heads do not divide {spec.num_heads} heads"
+            f"{name}: num_kv_heads: {mixer.num_kv_heads} key-value heads do not divide {mixer.num_heads} heads"
         )
 
 
@@ -75,28 +119,24 @@ def load_model(name: str) -> ModelSpec:
     return model_from_config(data["config"], name, source=data["source"])
 
 
-def part_params(spec: ModelSpec, part: Part) -> tuple[ParamSpec, ...]:
-    """Return the parameters of the embedding, of one layer (named without its index) or of the head."""
-    return FAMILIES[spec.family].params(spec, part)
-
-
-def part_items(spec: ModelSpec, part: Part, shape: Shape) -> tuple[Item, ...]:
-    """Return the operators and tensor-parallel collectives of a part, in the order of the forward pass."""
-    return FAMILIES[spec.family].items(spec, part, shape)
-
-
 def all_params(spec: ModelSpec) -> tuple[ParamSpec, ...]:
-    """Return every trained parameter by its name in the executor's module; a tied head is not counted again."""
-    result: list[ParamSpec] = []
-    for part in PARTS:
-        for index in range(spec.num_layers if part == "layer" else 1):
-            prefix = f"layers.{index}." if part == "layer" else ""
-            result += [ParamSpec(name=prefix + p.name, shape=p.shape, tp_dim=p.tp_dim) for p in part_params(spec, part)]
-    if spec.tied_embeddings:
-        result = [p for p in result if p.name != "head.weight"]
+    """Return every parameter by its name in the executor's module; a tied head is not counted again.
+
+    Layers for multi-token prediction are left out: `part_params(spec, "mtp")` has those of one.
+    """
+    layers = [part_params(spec, kind.name) for kind in spec.kinds]
+    result = list(part_params(spec, "embedding"))
+    for index, kind in enumerate(spec.pattern):
+        result += [replace(p, name=f"layers.{index}.{p.name}") for p in layers[kind]]
+    result += [p for p in part_params(spec, "head") if not (spec.tied_embeddings and p.name == "head.weight")]
     return tuple(result)
 
 
 def num_params(spec: ModelSpec) -> int:
     """Return the number of trained parameters."""
     return sum(p.num_elements for p in all_params(spec))
+
+
+def num_active_params(spec: ModelSpec) -> int:
+    """Return how many parameters one token uses: of the experts only those that it is sent to."""
+    return round(sum(p.num_elements * p.active for p in all_params(spec)))

@@ -1,142 +1,184 @@
-"""What all decoder families share: the shape of a micro-batch on a rank, and the pieces that layers are made of."""
+"""A decoder out of its blocks: the parameters and the operators of each part."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+from profiles.families import attention, ffn, latent, recurrent
+from profiles.families.pieces import (
+    Item,
+    Shape,
+    fan_in,
+    gather,
+    gemm,
+    norm,
+    norm_params,
+    pointwise,
+    residual_add,
+    scatter,
+)
+from profiles.model import (
+    Experts,
+    FeedForward,
+    Ffn,
+    LatentAttention,
+    LayerSpec,
+    Mixer,
+    ModelSpec,
+    ParamSpec,
+    Part,
+    SelfAttention,
+    StateSpace,
+)
+from profiles.ops import CrossEntropy, Embedding, Gemm
 
-from profiles.collectives import Collective
-from profiles.files import BadInput
-from profiles.model import ModelSpec
-from profiles.ops import ELEMENT_BYTES, Attention, CrossEntropy, Embedding, Gemm, Num, Op, Pointwise
-
-Item = Op | Collective
-
-
-def whole_number(config: dict[str, Any], field: str, default: int | None = None) -> int:
-    """Return a field of a configuration that must be a whole number of at least 1; null counts as missing."""
-    value = config.get(field)
-    value = default if value is None else value
-    if value is None:
-        raise BadInput(f"{field}: is missing")
-    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-        raise BadInput(f"{field}: must be a whole number of at least 1 (is {value!r})")
-    return value
-
-
-def number(config: dict[str, Any], field: str, default: float) -> float:
-    """Return a field of a configuration that must be a number above 0; a missing or null one is the default."""
-    value = config.get(field)
-    value = default if value is None else value
-    if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < float("inf"):
-        raise BadInput(f"{field}: must be a number above 0 (is {value!r})")
-    return float(value)
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Shape:
-    """One micro-batch as a rank sees it: sequences, their length, the tensor-parallel degree, dtype and kernels.
-
-    With tp > 1 the residual stream is sharded over the sequence (sequence parallelism, Korthikanti et al.,
-    arXiv 2205.05198): norms and adds see `tokens / tp`, matmuls see all tokens gathered.
-    """
-
-    micro_batch: Num
-    seq_len: Num
-    tp: Num = 1
-    dtype: str = "bf16"
-    mode: str = "eager"
-
-    @property
-    def tokens(self) -> Num:
-        """Return the tokens of the micro-batch."""
-        return self.micro_batch * self.seq_len
-
-    @property
-    def local_tokens(self) -> Num:
-        """Return the tokens whose residual stream this rank holds."""
-        return self.tokens / self.tp
+PREFIX = {"attention": "attn", "latent": "attn", "mamba2": "ssm", "delta": "delta", "dense": "ffn", "experts": "ffn"}
+"""Kind of block -> what the names of its parameters and operators begin with."""
 
 
-def norm(spec: ModelSpec, name: str, kind: str, shape: Shape) -> Pointwise:
-    """Return a norm of the residual stream."""
-    return Pointwise(
-        name=name, kind=kind, rows=shape.local_tokens, cols=spec.hidden, dtype=shape.dtype, mode=shape.mode
-    )
+def part_params(spec: ModelSpec, part: Part) -> tuple[ParamSpec, ...]:
+    """Return the parameters of a part: one layer of a kind (named without its index), the embedding, the head, `mtp`."""
+    h = spec.hidden
+    if part == "embedding":
+        return (
+            ParamSpec(name="embed.weight", shape=(spec.vocab, h), tp_dim=0),
+            *((ParamSpec(name="positions.weight", shape=(spec.learned_positions, h)),) if spec.learned_positions else ()),
+            *(norm_params(spec, "embed_norm") if spec.embedding_norm else ()),
+        )
+    if part == "head":
+        return (
+            *norm_params(spec, "norm"), ParamSpec(name="head.weight", shape=(spec.vocab, h), tp_dim=0),
+            *((ParamSpec(name="head.bias", shape=(spec.vocab,), tp_dim=0),) if spec.head_bias else ()),
+        )
+    layer = _layer_params(spec, spec.kind(part))
+    if part == "mtp":
+        # embedding and head are those of the model
+        return (
+            *norm_params(spec, "token_norm"), *norm_params(spec, "hidden_norm"),
+            ParamSpec(name="merge.weight", shape=(h, 2 * h)), *layer, *norm_params(spec, "norm"),
+        )
+    return layer
 
 
-def residual_add(spec: ModelSpec, name: str, shape: Shape) -> Pointwise:
-    """Return the residual add."""
-    return Pointwise(
-        name=name, kind="add", rows=shape.local_tokens, cols=spec.hidden, dtype=shape.dtype, mode=shape.mode
-    )
+def _layer_params(spec: ModelSpec, layer: LayerSpec) -> tuple[ParamSpec, ...]:
+    result: list[ParamSpec] = []
+    for i, block in enumerate(blocks(layer)):
+        name = PREFIX[block.kind]
+        own_norm = layer.pre_norms and (i == 0 or not layer.parallel or layer.separate_norms)
+        result += norm_params(spec, f"{name}_norm") if own_norm else ()
+        result += _block_params(spec, block)
+        result += norm_params(spec, f"{name}_post_norm") if layer.post_norms else ()
+    return tuple(result)
 
 
-def fan_in(spec: ModelSpec, name: str, shape: Shape, num: int) -> tuple[Pointwise, ...]:
-    """Return the sums in backward where `num` matmuls read the same gathered tensor: one less than they are."""
-    return tuple(
-        Pointwise(name=f"{name}.{i}", kind="add", rows=shape.tokens, cols=spec.hidden, dtype=shape.dtype,
-                  mode=shape.mode, backward_only=True)
-        for i in range(1, num)
-    )
+def blocks(layer: LayerSpec) -> tuple[Mixer | Ffn, ...]:
+    """Return the blocks that a layer has."""
+    return tuple(b for b in (layer.mixer, layer.ffn) if b is not None)
 
 
-def gather(spec: ModelSpec, name: str, shape: Shape) -> Collective:
-    """Return the all-gather that makes the sharded residual stream whole before a matmul."""
-    return _tp_collective(spec, name, "all_gather", shape)
+def _block_params(spec: ModelSpec, block: Mixer | Ffn) -> tuple[ParamSpec, ...]:
+    if isinstance(block, SelfAttention):
+        return attention.params(spec, block)
+    if isinstance(block, LatentAttention):
+        return latent.params(spec, block)
+    if isinstance(block, StateSpace):
+        return recurrent.state_space_params(spec, block)
+    if isinstance(block, FeedForward):
+        return ffn.dense_params(spec, block)
+    if isinstance(block, Experts):
+        return ffn.expert_params(spec, block)
+    return recurrent.delta_params(spec, block)
 
 
-def scatter(spec: ModelSpec, name: str, shape: Shape) -> Collective:
-    """Return the reduce-scatter that sums partial outputs back into the sharded residual stream."""
-    return _tp_collective(spec, name, "reduce_scatter", shape)
+def part_items(spec: ModelSpec, part: Part, shape: Shape) -> tuple[Item, ...]:
+    """Return the operators and collectives of a part, in the order of the forward pass."""
+    if part == "embedding":
+        return (
+            *_look_up(spec, shape),
+            *((residual_add(spec, "embed.add", shape),) if spec.learned_positions else ()),
+            *((norm(spec, "embed_norm", shape),) if spec.embedding_norm else ()),
+        )
+    if part == "head":
+        return _head_items(spec, shape)
+    if part == "mtp":
+        return _mtp_items(spec, shape)
+    layer = spec.kind(part)
+    return _parallel_items(spec, layer, shape) if layer.parallel else _layer_items(spec, layer, shape)
 
 
-def _tp_collective(spec: ModelSpec, name: str, kind: str, shape: Shape) -> Collective:
-    size = ELEMENT_BYTES[shape.dtype] * shape.tokens * spec.hidden
-    return Collective(name=name, kind=kind, axis="tp", bytes=size, group_size=shape.tp)
-
-
-def attention_block(spec: ModelSpec, shape: Shape, norm_kind: str, rope: bool) -> tuple[Item, ...]:
-    """Return norm, q/k/v projections, attention, output projection and residual add of one layer."""
-    query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    t, d, tp = shape.tokens, shape.dtype, shape.tp
-    rotary: tuple[Item, ...] = (
-        Pointwise(name="attn.rope.q", kind="rope", rows=t, cols=query / tp, dtype=d, mode=shape.mode),
-        Pointwise(name="attn.rope.k", kind="rope", rows=t, cols=key_value / tp, dtype=d, mode=shape.mode),
-    ) if rope else ()
-    return (
-        norm(spec, "attn_norm", norm_kind, shape),
-        gather(spec, "attn.gather", shape),
-        *fan_in(spec, "attn.fan_in", shape, 3),
-        Gemm(name="attn.wq", m=t, k=spec.hidden, n=query / tp, dtype=d),
-        Gemm(name="attn.wk", m=t, k=spec.hidden, n=key_value / tp, dtype=d, saves_input=False),
-        Gemm(name="attn.wv", m=t, k=spec.hidden, n=key_value / tp, dtype=d, saves_input=False),
-        *rotary,
-        Attention(
-            name="attn.sdpa", batch=shape.micro_batch, heads=spec.num_heads / tp, kv_heads=spec.num_kv_heads / tp,
-            seq_len=shape.seq_len, head_dim=spec.head_dim, dtype=d,
-        ),
-        # its input is the attention output, which attention already keeps
-        Gemm(name="attn.wo", m=t, k=query / tp, n=spec.hidden, dtype=d, saves_input=False),
-        scatter(spec, "attn.scatter", shape),
-        residual_add(spec, "attn.add", shape),
-    )
-
-
-def embedding_items(spec: ModelSpec, shape: Shape) -> tuple[Item, ...]:
+def _look_up(spec: ModelSpec, shape: Shape) -> tuple[Item, ...]:
     """Return the token look-up; under tp the table is split by vocabulary and the partial rows are summed."""
     look_up = Embedding(
         name="embed", tokens=shape.tokens, hidden=spec.hidden, vocab=spec.vocab / shape.tp, dtype=shape.dtype
     )
-    return (look_up, scatter(spec, "embed.scatter", shape))
+    return (look_up, *scatter("embed", spec.hidden, shape))
 
 
-def head_items(spec: ModelSpec, shape: Shape, norm_kind: str) -> tuple[Item, ...]:
-    """Return final norm, output projection (split by vocabulary) and loss."""
+def _head_items(spec: ModelSpec, shape: Shape) -> tuple[Item, ...]:
+    """Return final norm, output projection (split by vocabulary) and loss; the matmul is never narrowed."""
     vocab = spec.vocab / shape.tp
     return (
-        norm(spec, "norm", norm_kind, shape),
-        gather(spec, "head.gather", shape),
+        norm(spec, "norm", shape),
+        *gather("head", spec.hidden, shape),
         Gemm(name="head", m=shape.tokens, k=spec.hidden, n=vocab, dtype=shape.dtype),
-        CrossEntropy(name="loss", tokens=shape.tokens, vocab=vocab, dtype=shape.dtype),
+        CrossEntropy(name="loss", tokens=shape.tokens, vocab=vocab, dtype=shape.dtype, in_place=shape.loss_in_place),
+    )
+
+
+def _mtp_items(spec: ModelSpec, shape: Shape) -> tuple[Item, ...]:
+    """Return a multi-token-prediction module: look-up, merge with the stream, one layer, head and loss."""
+    local, h = shape.local_tokens, spec.hidden
+    return (
+        *_look_up(spec, shape),
+        norm(spec, "token_norm", shape), norm(spec, "hidden_norm", shape),
+        gemm("merge", local, 2 * h, h, shape),
+        *_layer_items(spec, spec.kind("mtp"), shape),
+        *_head_items(spec, shape),
+    )
+
+
+def _layer_items(spec: ModelSpec, layer: LayerSpec, shape: Shape) -> tuple[Item, ...]:
+    result: list[Item] = []
+    for block in blocks(layer):
+        name = PREFIX[block.kind]
+        result += (norm(spec, f"{name}_norm", shape),) if layer.pre_norms else ()
+        result += _block_items(spec, block, shape)
+        result += (norm(spec, f"{name}_post_norm", shape),) if layer.post_norms else ()
+        result += (residual_add(spec, f"{name}.add", shape),)
+    return tuple(result)
+
+
+def _block_items(spec: ModelSpec, block: Mixer | Ffn, shape: Shape) -> tuple[Item, ...]:
+    if isinstance(block, SelfAttention):
+        return attention.items(spec, block, shape)
+    if isinstance(block, LatentAttention):
+        return latent.items(spec, block, shape)
+    if isinstance(block, StateSpace):
+        return recurrent.state_space_items(spec, block, shape)
+    if isinstance(block, FeedForward):
+        return ffn.dense_items(spec, block, shape)
+    if isinstance(block, Experts):
+        return ffn.expert_items(spec, block, shape)
+    return recurrent.delta_items(spec, block, shape)
+
+
+def _parallel_items(spec: ModelSpec, layer: LayerSpec, shape: Shape) -> tuple[Item, ...]:
+    """Return a layer whose blocks run side by side: their partial outputs are added first, then summed over tp once."""
+    mixer, dense = layer.mixer, layer.ffn
+    # `check_spec` refuses other blocks side by side
+    assert isinstance(mixer, SelfAttention) and isinstance(dense, FeedForward)
+    t, h = shape.tokens, spec.hidden
+    attended, fed = attention.projections(mixer, shape), ffn.projections(dense, shape)
+    entry: tuple[Item, ...] = (
+        norm(spec, "attn_norm", shape), *gather("attn", h, shape), *fan_in("attn.fan_in", t, h, shape, attended),
+        norm(spec, "ffn_norm", shape), *gather("ffn", h, shape), *fan_in("ffn.fan_in", t, h, shape, fed),
+    ) if layer.separate_norms else (
+        norm(spec, "attn_norm", shape), *gather("attn", h, shape),
+        *fan_in("attn.fan_in", t, h, shape, attended + fed),
+    )
+    return (
+        *entry,
+        *attention.core(spec, mixer, shape),
+        *ffn.dense_core(spec, dense, shape, saves_input=layer.separate_norms),
+        pointwise("layer.sum", "add", t, h, shape),
+        *scatter("layer", h, shape),
+        residual_add(spec, "layer.add", shape),
     )

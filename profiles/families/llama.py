@@ -1,96 +1,99 @@
-"""Llama and Qwen2: RMSNorm, rotary positions, grouped-query attention, SwiGLU. arXiv 2307.09288, 2407.10671."""
+"""Llama, Qwen2, Mistral, MiMo, Phi-3: RMSNorm, rotary positions, grouped-query attention, SwiGLU.
+
+arXiv 2307.09288 (Llama 2), 2407.10671 (Qwen2), 2310.06825 (Mistral), 2505.07608 (MiMo).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import replace
 
-from profiles.families.decoder import (
-    Item,
-    Shape,
-    attention_block,
-    embedding_items,
-    fan_in,
-    gather,
-    head_items,
-    norm,
-    number,
-    residual_add,
-    scatter,
-    whole_number,
-)
-from profiles.files import BadInput
-from profiles.model import ModelSpec, ParamSpec, Part
-from profiles.ops import Gemm, Pointwise
+from profiles.families.config import Config, choice, flag, kinds_of, number, refuse, rope_dim, rope_theta, whole_number
+from profiles.model import FeedForward, LayerSpec, ModelSpec, SelfAttention
+
+SILU = {"silu": "swiglu", "swish": "swiglu"}
 
 
-def from_config(config: dict[str, Any]) -> ModelSpec:
-    """Return the spec of a `LlamaConfig` or `Qwen2Config`."""
-    for unknown in ("attention_bias", "mlp_bias", "num_local_experts"):
-        if config.get(unknown):
-            raise BadInput(f"{unknown}: {config[unknown]!r} is not known for this family and cannot be priced")
-    if config.get("use_sliding_window"):
-        raise BadInput("use_sliding_window: true is not known for this family; only false can be priced")
-    heads, hidden = whole_number(config, "num_attention_heads"), whole_number(config, "hidden_size")
-    rope = config.get("rope_parameters")
+def llama_spec(
+    *, name: str, num_layers: int, hidden: int, num_heads: int, num_kv_heads: int, head_dim: int, ffn_hidden: int,
+    vocab: int, max_seq_len: int, tied_embeddings: bool = False, qkv_bias: bool = False, norm_eps: float = 1e-5,
+    rope_theta: float = 10000.0, source: str = "",
+) -> ModelSpec:
+    """Return a model of Llama's blocks by its dimensions."""
+    layer = LayerSpec(
+        mixer=SelfAttention(num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, qkv_bias=qkv_bias),
+        ffn=FeedForward(hidden=ffn_hidden),
+    )
     return ModelSpec(
-        name="", family="llama",
-        num_layers=whole_number(config, "num_hidden_layers"), hidden=hidden, num_heads=heads,
-        num_kv_heads=whole_number(config, "num_key_value_heads", heads),
-        head_dim=whole_number(config, "head_dim", hidden // heads),
-        ffn_hidden=whole_number(config, "intermediate_size"), vocab=whole_number(config, "vocab_size"),
-        max_seq_len=whole_number(config, "max_position_embeddings"),
-        tied_embeddings=bool(config.get("tie_word_embeddings", False)),
-        qkv_bias=config.get("model_type") == "qwen2",
-        norm_eps=number(config, "rms_norm_eps", 1e-6),
-        rope_theta=number(config | (rope if isinstance(rope, dict) else {}), "rope_theta", 10000.0),
+        name=name, family="llama", hidden=hidden, vocab=vocab, max_seq_len=max_seq_len, kinds=(layer,),
+        pattern=(0,) * num_layers, norm_eps=norm_eps, rope_theta=rope_theta, tied_embeddings=tied_embeddings,
+        source=source,
     )
 
 
-def params(spec: ModelSpec, part: Part) -> tuple[ParamSpec, ...]:
-    """Return the parameters of a part; linear weights are [out, in]."""
-    h, f = spec.hidden, spec.ffn_hidden
-    query, key_value = spec.num_heads * spec.head_dim, spec.num_kv_heads * spec.head_dim
-    if part == "embedding":
-        return (ParamSpec(name="embed.weight", shape=(spec.vocab, h), tp_dim=0),)
-    if part == "head":
-        return (
-            ParamSpec(name="norm.weight", shape=(h,)),
-            ParamSpec(name="head.weight", shape=(spec.vocab, h), tp_dim=0),
-        )
-    biases = tuple(
-        ParamSpec(name=f"attn.{name}.bias", shape=(size,), tp_dim=0)
-        for name, size in (("wq", query), ("wk", key_value), ("wv", key_value)) if spec.qkv_bias
-    )
-    return (
-        ParamSpec(name="attn_norm.weight", shape=(h,)),
-        ParamSpec(name="attn.wq.weight", shape=(query, h), tp_dim=0),
-        ParamSpec(name="attn.wk.weight", shape=(key_value, h), tp_dim=0),
-        ParamSpec(name="attn.wv.weight", shape=(key_value, h), tp_dim=0),
-        *biases,
-        ParamSpec(name="attn.wo.weight", shape=(h, query), tp_dim=1),
-        ParamSpec(name="ffn_norm.weight", shape=(h,)),
-        ParamSpec(name="ffn.w1.weight", shape=(f, h), tp_dim=0),
-        ParamSpec(name="ffn.w3.weight", shape=(f, h), tp_dim=0),
-        ParamSpec(name="ffn.w2.weight", shape=(h, f), tp_dim=1),
+def from_config(config: Config) -> ModelSpec:
+    """Return the spec of a `LlamaConfig` or `Qwen2Config`."""
+    refuse(config, ("attention_bias", "mlp_bias", "num_local_experts", "use_sliding_window"))
+    return _plain(config, qkv_bias=config.get("model_type") == "qwen2")
+
+
+def mistral(config: Config) -> ModelSpec:
+    """Return the spec of a `MistralConfig`: Llama's blocks, with a window on all layers where one is stated."""
+    spec = _plain(config, qkv_bias=False)
+    return with_window(spec, whole_number(config, "sliding_window", 0, least=0), "mistral")
+
+
+def mimo(config: Config) -> ModelSpec:
+    """Return the spec of MiMo-7B: Qwen2's blocks, and layers that predict further tokens."""
+    refuse(config, ("use_sliding_window", "use_mrope"))
+    spec = _plain(config, qkv_bias=flag(config, "attention_bias", True))
+    return replace(spec, family="mimo", mtp_layers=whole_number(config, "num_nextn_predict_layers", 0, least=0))
+
+
+def phi3(config: Config) -> ModelSpec:
+    """Return the spec of a `Phi3Config` (arXiv 2404.14219): Llama's blocks, stored with joint projections."""
+    spec = _plain(config, qkv_bias=False)
+    mixer = spec.kinds[0].mixer
+    assert isinstance(mixer, SelfAttention)
+    turned = rope_dim(config, mixer.head_dim)
+    if turned:
+        spec = replace(spec, family="phi3", kinds=(replace(spec.kinds[0], mixer=replace(mixer, rope_dim=turned)),))
+    return with_window(spec, whole_number(config, "sliding_window", 0, least=0), "phi3")
+
+
+def with_window(spec: ModelSpec, window: int, family: str) -> ModelSpec:
+    """Return the spec with a sliding window on each layer, under its own family name; 0 changes nothing."""
+    if not window or window >= spec.max_seq_len:
+        return spec
+    layer = spec.kinds[0]
+    assert isinstance(layer.mixer, SelfAttention)
+    layer = replace(layer, mixer=replace(layer.mixer, window=window))
+    return replace(spec, family=family, kinds=(layer,))
+
+
+def common(config: Config, family: str, layers: list[LayerSpec], *, tied: bool = False, eps: float = 1e-6) -> ModelSpec:
+    """Return a spec of these layers with the fields that most configurations name alike."""
+    kinds, pattern = kinds_of(layers)
+    return ModelSpec(
+        name="", family=family, hidden=whole_number(config, "hidden_size"), vocab=whole_number(config, "vocab_size"),
+        max_seq_len=whole_number(config, "max_position_embeddings"), kinds=kinds, pattern=pattern,
+        norm_eps=number(config, "rms_norm_eps", eps), rope_theta=rope_theta(config),
+        tied_embeddings=flag(config, "tie_word_embeddings", tied),
     )
 
 
-def items(spec: ModelSpec, part: Part, shape: Shape) -> tuple[Item, ...]:
-    """Return the operators of a part."""
-    if part == "embedding":
-        return embedding_items(spec, shape)
-    if part == "head":
-        return head_items(spec, shape, "rms_norm")
-    t, d, f = shape.tokens, shape.dtype, spec.ffn_hidden / shape.tp
-    return (
-        *attention_block(spec, shape, "rms_norm", rope=True),
-        norm(spec, "ffn_norm", "rms_norm", shape),
-        gather(spec, "ffn.gather", shape),
-        *fan_in(spec, "ffn.fan_in", shape, 2),
-        Gemm(name="ffn.w1", m=t, k=spec.hidden, n=f, dtype=d),
-        Gemm(name="ffn.w3", m=t, k=spec.hidden, n=f, dtype=d, saves_input=False),
-        Pointwise(name="ffn.swiglu", kind="swiglu", rows=t, cols=f, dtype=d, mode=shape.mode),
-        Gemm(name="ffn.w2", m=t, k=f, n=spec.hidden, dtype=d),
-        scatter(spec, "ffn.scatter", shape),
-        residual_add(spec, "ffn.add", shape),
+def heads_of(config: Config) -> tuple[int, int, int]:
+    """Return heads, key-value heads and the width of a head, under the names that most configurations use."""
+    heads = whole_number(config, "num_attention_heads")
+    head_dim = whole_number(config, "head_dim", whole_number(config, "hidden_size") // heads)
+    return heads, whole_number(config, "num_key_value_heads", heads), head_dim
+
+
+def _plain(config: Config, *, qkv_bias: bool) -> ModelSpec:
+    choice(config, "hidden_act", SILU, "silu")
+    num_layers = whole_number(config, "num_hidden_layers")
+    heads, kv, head_dim = heads_of(config)
+    layer = LayerSpec(
+        mixer=SelfAttention(num_heads=heads, num_kv_heads=kv, head_dim=head_dim, qkv_bias=qkv_bias),
+        ffn=FeedForward(hidden=whole_number(config, "intermediate_size")),
     )
+    return common(config, "llama", [layer] * num_layers)

@@ -8,7 +8,6 @@ from dataclasses import replace
 from profiles.files import BadInput
 from profiles.ops import (
     ELEMENT_BYTES,
-    POINTWISE,
     SIZES,
     AdamW,
     Attention,
@@ -20,6 +19,9 @@ from profiles.ops import (
     Pointwise,
 )
 
+POINTWISE_KINDS = ("rms_norm", "layer_norm", "rope", "swiglu", "gelu", "add")
+MEASURED = ("gemm", "attention", "embedding", "cross_entropy", "adamw", *POINTWISE_KINDS)
+"""Kinds of kernel that are measured: those of the models that Headway's own engine trains."""
 GEMMS = (
     (128, 128, 128), (256, 256, 256), (512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048),
     (1024, 256, 256), (1024, 1024, 256), (1024, 256, 1024), (256, 1024, 1024), (4096, 256, 256),
@@ -46,7 +48,7 @@ def default_kernels(dtypes: Sequence[str], scale: int = 1) -> tuple[Kernel, ...]
         ]
         ops += [
             Pointwise(name="grid", kind=kind, rows=rows * scale, cols=cols * scale, dtype=dtype)
-            for kind, mode in POINTWISE if mode == "eager" for rows, cols in TENSORS
+            for kind in POINTWISE_KINDS for rows, cols in TENSORS
         ]
         ops += [
             Embedding(name="grid", tokens=t * scale, hidden=h * scale, vocab=v, dtype=dtype) for t, h, v in EMBEDDINGS
@@ -68,9 +70,9 @@ def key(kernel: Kernel) -> tuple[str, str, str, tuple[int, ...]]:
 
 def whole(kernel: Kernel) -> Kernel:
     """Return a kernel with whole sizes of at least 1; one that the profiler does not know is a `BadInput`."""
-    if kernel.kind not in SIZES or len(kernel.size) != len(SIZES[kernel.kind]):
-        known = ", ".join(SIZES)
-        raise BadInput(f"cases: {kernel.kind} {kernel.size}: kinds are {known}, with the sizes of profiles.ops")
+    if kernel.kind not in MEASURED or len(kernel.size) != len(SIZES[kernel.kind]):
+        known = ", ".join(MEASURED)
+        raise BadInput(f"cases: {kernel.kind} {kernel.size}: measured are {known}, with the sizes of profiles.ops")
     if kernel.dtype not in ELEMENT_BYTES:
         raise BadInput(f"cases: dtype: {kernel.dtype!r} is not known; known are {', '.join(ELEMENT_BYTES)}")
     return replace(kernel, size=tuple(max(1, round(float(s))) for s in kernel.size))

@@ -1,0 +1,105 @@
+"""A published row's training software: the framework that its source names, and what the row says besides.
+
+Each row of `FRAMEWORKS` reads the documented columns (source, zero_detail, other_notes); the generation is the latest
+of the catalogue that is not younger than the row. `SETTINGS` then overrides single fields where a row states them.
+A file's own column `software` (a catalogue name or a YAML file) goes before both.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+from profiles import files
+from profiles.files import BadInput
+from reports.rows import Row
+from simulator.software import Software, load_software
+
+FRAMEWORKS: tuple[tuple[str, str], ...] = (
+    (r"modded-nanogpt", "modded-nanogpt"),
+    (r"torchtune", "torchtune"),
+    (r"torchtitan", "torchtitan"),
+    (r"nanotron", "nanotron"),
+    (r"llm-foundry|Composer", "llm-foundry"),
+    (r"InternEvo|InternLM", "internevo"),
+    (r"TinyLlama|lit-gpt", "lit-gpt"),
+    (r"SimuMax", "simumax"),
+    (r"fms-fsdp", "fms-fsdp"),
+    (r"ColossalAI", "colossalai"),
+    (r"MaxText|Paxml|\bPAX\b|\bJAX\b|PaLM|Levanter", "jax"),
+    (r"MLPerf", "mlperf"),
+    (r"Megatron-Bridge", "megatron-bridge"),
+    (r"Megatron-DeepSpeed|BigScience|BLOOM|vTrain|GPT-NeoX|GLM-130B|AuroraGPT|MT-NLG|Megatron-Turing", "megatron-deepspeed"),
+    (r"NeMo|DGX Cloud|Nemotron", "nemo"),
+    (r"Megatron|2205\.05198|MegaScale|Primus", "megatron-lm"),
+    (r"DeepSpeed", "deepspeed"),
+    (r"FSDP|FairScale", "fsdp"),
+)
+"""What a source says of how it was run -> family of frameworks in the catalogue; the first that matches."""
+
+SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("other_notes", r"torch\.compile|\+ compile\b", {"kernels": "fused"}),
+    ("other_notes", r"(?:^|; )eager(?:$|;)", {"kernels": "eager"}),
+    ("other_notes", r"chunked cross entropy", {"fp32_logits": False}),
+    ("other_notes", r"\basync TP\b", {"tp_overlap": True}),
+    ("other_notes", r"without async communication", {"tp_backward": False, "tp_overlap": False}),
+    ("other_notes", r"CUDA graphs(?: local)?(?: full_iteration|;|$)", {"host_launch_s": 0.0}),
+    ("other_notes", r"CUDA graphs (?:on|transformer_engine)[^;]*\b(?:attn|mamba|mlp)\b", {"host_launch_s": 0.0}),
+    ("other_notes", r"step \"(?:CUDA graphs|CPU-side optimisation|HybridEP|final)\"", {"host_launch_s": 0.0}),
+    ("other_notes", r"MoE all-to-all overlap on|(?<!no )EP overlap(?! off)", {"ep_overlap": True}),
+    ("other_notes", r"no EP overlap|EP overlap off", {"ep_overlap": False}),
+    ("other_notes", r"MoE dispatcher (?:hybridep|deepep)|HybridEP|DeepEP", {"sends_once": True}),
+    ("other_notes", r"no overlap of p2p", {"pp_overlap": False}),
+    ("other_notes", r"gradients reduced at end|use_gradient_bucket \[False\]", {"grad_reduce": False}),
+    ("other_notes", r"use_gradient_bucket \[True\]", {"grad_reduce": True}),
+    ("other_notes", r"grad reduce and param gather overlapped", {"grad_reduce": True, "param_gather": True}),
+    ("zero_detail", r"bf16 moments", {"moment_bytes": 4.0}),
+    ("precision_detail", r"FSDP PURE", {"reduce_bytes": 2.0}),
+    ("precision_detail", r"FSDP DEFAULT", {"reduce_bytes": 4.0}),
+    ("precision_detail", r"fp32 grad accumulation", {"grad_bytes": 4.0, "reduce_bytes": 4.0}),
+    ("precision_detail", r"fp8 all-gather", {"gather_bytes": 1.0}),
+    ("precision_detail", r"weights, gradients and AdamW states in bf16",
+     {"master_bytes": 0.0, "grad_bytes": 2.0, "reduce_bytes": 2.0, "moment_bytes": 4.0}),
+    ("recompute_detail", r"moe_act|layernorm", {"selective": "pointwise"}),
+    ("recompute_detail", r"core_attn", {"selective": "attention"}),
+    ("flash_attention", r"^0$", {"attention": "unfused"}),
+)
+"""Column, what it says, and the fields of the software that this states; later ones win."""
+SENDS_WAIT_ALONE = ("megatron-lm", "megatron-bridge", "nemo", "mlperf")
+"""Megatron-Core overlaps sends with interleaved stages only (arguments.py: overlap_p2p_comm)."""
+
+
+def software_of(row: Row) -> Software:
+    """Return what a row's framework does; one that nothing in the row names is a `BadInput`."""
+    own = row.text("software")
+    family = "" if own else _family(row)
+    software = load_software(own) if own else _loaded(family, row.whole("year"))
+    if software.attention == "unfused" and row.flag("flash_attention"):
+        software = replace(software, attention="flash2")
+    if family in SENDS_WAIT_ALONE and (row.whole("vpp") or 1) == 1:
+        software = replace(software, pp_overlap=False)
+    stated: dict[str, Any] = {}
+    for column, says, fields in SETTINGS:
+        if re.search(says, row.text(column)):
+            stated |= fields
+    return replace(software, **stated) if stated else software
+
+
+def _family(row: Row) -> str:
+    """Return the family of frameworks; the source's name goes before what its notes mention."""
+    for columns in (("source",), ("zero_detail", "other_notes")):
+        text = "; ".join(row.text(c) for c in columns)
+        for says, family in FRAMEWORKS:
+            if re.search(says, text, re.IGNORECASE):
+                return family
+    raise BadInput("software: source, zero_detail and other_notes name no known framework; add a column 'software' with "
+                   "the name of one (headway catalog software) or a YAML file")
+
+
+@cache
+def _loaded(family: str, year: int | None) -> Software:
+    """Return the latest generation of a family that is not younger than a row's year, else the oldest."""
+    years = sorted(int(n[len(family) + 1 :]) for n in files.catalog_names("software") if re.fullmatch(rf"{family}-\d+", n))
+    return load_software(f"{family}-{max((y for y in years if year is None or y <= year), default=years[0])}")
