@@ -42,6 +42,7 @@ from reports.console import (
     runners_up_table,
     status,
 )
+from reports.local import local_json, local_tables, validate_local
 from reports.page import write_page
 from reports.quickstart import quickstart as run_quickstart
 from reports.validate_command import COLUMNS_HELP, accuracy_json, accuracy_tables, calibrate_runs, read_before
@@ -121,18 +122,21 @@ def profile(
     ranks: Annotated[int | None, typer.Option(help="Processes that measure at once. [one for each core or GPU]")] = None,
     seconds: Annotated[float, typer.Option(help="About how long to measure.")] = 45.0,
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    dtype: Annotated[list[str] | None, typer.Option(
+        help="fp32, bf16, fp16 or, on CUDA, fp8; may be repeated. [all of the GPU's; fp32 on CPU]"
+    )] = None,
     model: Annotated[str | None, typer.Option(help="Measure the very shapes that this model needs, too.")] = None,
     seq_len: SeqLen = None,
     global_batch: GlobalBatch = None,
     as_json: Json = False,
 ) -> None:
-    """Measure this machine: kernels, collectives, memory copy and disk."""
+    """Measure this machine: kernels, collectives, copies and disk. Then: `headway plan MODEL local --profile FILE`."""
     num_ranks = ranks if ranks is not None else num_devices(device)
     files.make_folder(out.resolve().parent)
     cases = model_cases(load_model(model), num_ranks, device, seq_len, global_batch) if model else []
     with progress("measuring this machine") as advance:
         table = measure_machine(
-            num_ranks=num_ranks, cases=cases, device=device, seconds=seconds, folder=out.resolve().parent,
+            num_ranks=num_ranks, cases=cases, device=device, seconds=seconds, folder=out.resolve().parent, dtypes=dtype,
             on_progress=lambda stage, share: advance(share, stage),
         )
     write_table(table, out)
@@ -375,9 +379,22 @@ def validate(
     calibrate: Annotated[Path | None, typer.Option(
         help="Fit the calibrations on these runs, and write them into this folder instead of predicting."
     )] = None,
+    local: Annotated[bool, typer.Option(
+        "--local", help="Predict and run small models on this machine instead (some minutes)."
+    )] = False,
+    profile: Annotated[Path | None, typer.Option(help="With --local: a profile file. [measure this machine first]")] = None,
+    cases: Annotated[int | None, typer.Option(help="With --local: only so many cases, the cheapest. [all]")] = None,
     as_json: Json = False,
 ) -> None:
     """Predict published measured runs, and show how far off the predictions are."""
+    if local:
+        _validate_local(out, profile, cases, [name for name, given in (
+            ("RUNS", runs), ("--where", where), ("--before", before), ("--leave-out", leave_out), ("--calibrate", calibrate)
+        ) if given], as_json)
+        return
+    for name, given in (("--profile", profile), ("--cases", cases)):
+        if given is not None:
+            raise BadInput(f"{name}: goes with --local only")
     if calibrate is not None:
         with progress("fitting on measured runs") as advance:
             written = calibrate_runs(runs, where or (), calibrate, on_progress=lambda share: advance(share, ""))
@@ -392,6 +409,21 @@ def validate(
         _print_json(accuracy_json(accuracy))
         return
     for table in accuracy_tables(accuracy, earlier):
+        console.print(table)
+    console.print(f"{out / 'accuracy.html'} and {out / 'rows.csv'}", soft_wrap=True)
+
+
+def _validate_local(out: Path, profile: Path | None, cases: int | None, others: list[str], as_json: bool) -> None:
+    if others:
+        raise BadInput(f"{others[0]}: does not go with --local, which makes its own runs")
+    with progress("predicting and running on this machine") as advance:
+        result = validate_local(out, profile=profile, num_cases=cases, on_progress=advance)
+    for warning in result.warnings:
+        status.print(f"headway: warning: {warning}", soft_wrap=True, highlight=False)
+    if as_json:
+        _print_json(local_json(result))
+        return
+    for table in local_tables(result):
         console.print(table)
     console.print(f"{out / 'accuracy.html'} and {out / 'rows.csv'}", soft_wrap=True)
 

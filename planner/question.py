@@ -8,7 +8,7 @@ from profiles.files import BadInput
 from profiles.hardware import Cluster, Price, default_price
 from profiles.model import ModelSpec
 from simulator.software import MODES, Software
-from simulator.strategy import PRECISIONS
+from simulator.strategy import MATMUL_TYPES, PRECISIONS
 
 DEFAULT_TOKENS_PER_STEP = 4 * 2**20
 """Tokens of one step where none are given: 4 Mi, as Llama 2 was trained (arXiv 2307.09288, section 2.2)."""
@@ -61,6 +61,11 @@ def ask(
     if precision is None:
         precision = "bf16" if cuda else "fp32"
         assumptions.append(f"precision {precision}" + (" with fp32 master weights and gradients" if cuda else ""))
+    for dtype in filter(None, MATMUL_TYPES[precision]):
+        if dtype not in cluster.accelerator.peak_flop_per_s:
+            known = ", ".join(cluster.accelerator.peak_flop_per_s)
+            raise BadInput(f"precision: {precision!r} computes in {dtype}, which {cluster.accelerator.title} lacks; "
+                           f"it has {known}")
     if software is None:
         software = Software(kernels="fused" if cuda else "eager")
         assumptions.append(f"software: {software.framework}, {software.year}")

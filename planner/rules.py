@@ -126,8 +126,10 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="chunks are interleaved",
-        holds=lambda s, q: (np.asarray(s.chunks) == 1) | (np.asarray(s.schedule) == "Interleaved1F1B"),
-        reason=lambda s, q: f"{s.chunks} chunks a stage need the schedule Interleaved1F1B, not {s.schedule}",
+        holds=lambda s, q: (np.asarray(s.chunks) == 1)
+        | ((np.asarray(s.schedule) == "Interleaved1F1B") & (np.asarray(s.pp) > 1)),
+        reason=lambda s, q: f"{s.chunks} chunks a stage need pp of 2 or more (is {s.pp}) and the schedule "
+        f"Interleaved1F1B (is {s.schedule})",
     ),
     Rule(
         name="micro-batches in rounds",

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 from planner.question import DEFAULT_MAX_SEQ_LEN
 from planner.rules import widths
 from planner.space import divisors
@@ -22,15 +24,21 @@ def kernels_of(
     micro_batches = [m for m in divisors(global_batch) if m * seq_len <= MAX_TOKENS_PER_MICROBATCH] or [1]
     heads, kv_heads, _ = widths(model)
     degrees = [t for t in divisors(num_ranks) if heads % t == 0 and kv_heads % t == 0]
+    return kernels_of_strategies([
+        (model, Strategy(tp=tp, micro_batch=micro_batch, seq_len=seq_len, precision=precision,
+                         software=Software(kernels=kernels)))
+        for micro_batch in micro_batches for tp in degrees
+    ])
+
+
+def kernels_of_strategies(cases: Iterable[tuple[ModelSpec, Strategy]]) -> list[Kernel]:
+    """Return the distinct kernels of some models, each under a strategy."""
     found: dict[tuple[object, ...], Kernel] = {}
-    for micro_batch in micro_batches:
-        for tp in degrees:
-            strategy = Strategy(tp=tp, micro_batch=micro_batch, seq_len=seq_len, precision=precision,
-                                software=Software(kernels=kernels))
-            for part in build_workload(model, strategy).parts.values():
-                for work in (*part.forward, *part.backward, part.update, part.accumulate, part.gather_copy, part.reduce_copy):
-                    if isinstance(work, Kernel):
-                        found.setdefault((work.kind, work.pass_, *map(float, work.size)), work)
+    for model, strategy in cases:
+        for part in build_workload(model, strategy).parts.values():
+            for work in (*part.forward, *part.backward, part.update, part.accumulate, part.gather_copy, part.reduce_copy):
+                if isinstance(work, Kernel):
+                    found.setdefault((work.kind, work.pass_, work.dtype, *map(float, work.size)), work)
     return list(found.values())
 
 

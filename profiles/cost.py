@@ -94,10 +94,25 @@ class CostModel:
         fused = c.casts if kind == "quantise" else 1.0
         return c.memory * (c.experts if kind in UNSURE else 1.0) * (c.eager if self.eager else fused)
 
-    def collective(self, collective: Collective, ranks_per_node: Num) -> Cost:
-        """Return the cost of a collective whose group has `ranks_per_node` members in each node; 0 for a group of one."""
+    @property
+    def gathers_with_copies(self) -> bool:
+        """Return whether collectives through FSDP are measured with the copies that it makes around them."""
+        table = self.cluster.table
+        return table is not None and collective_points(table, "all_gather", "fsdp") is not None
+
+    def update(self, kernel: Kernel, engine: str = "") -> Cost:
+        """Return the cost of a part's update of plain tensors, or of those of an engine (`tp`, `fsdp`)."""
+        if self.cluster.table is None or not engine:
+            return self.kernel(kernel)
+        return _measured_update(self, kernel, engine)
+
+    def collective(self, collective: Collective, ranks_per_node: Num, engine: str = "") -> Cost:
+        """Return the cost of a collective whose group has `ranks_per_node` members in each node; 0 for a group of one.
+
+        Where the machine is measured, those over tp, and over dp through an `engine` (`fsdp`), include what it adds.
+        """
         if self.cluster.table is not None:
-            return _measured_collective(self, collective)
+            return _measured_collective(self, collective, engine)
         assert self.efficiency is not None
         cost = _law_collective(self.cluster, self.efficiency, collective, ranks_per_node)
         crosses = np.asarray(collective.group_size) > np.asarray(ranks_per_node)
@@ -143,7 +158,8 @@ def _law_collective(cluster: Cluster, laws: Efficiency, collective: Collective, 
     n = np.asarray(collective.group_size, dtype=float)
     per_node = np.asarray(ranks_per_node, dtype=float)
     inside = scale_up_s(cluster.scale_up, laws.scale_up, collective.kind, collective.bytes, n)
-    across = scale_out_s(cluster, laws.scale_out, laws.scale_up, collective.kind, collective.bytes, n, per_node)
+    across = scale_out_s(cluster, laws.scale_out, laws.scale_up, collective.kind, collective.bytes, n, per_node,
+                         collective.copies)
     crosses = n > per_node
     seconds = np.where(n > 1, np.where(crosses, across, inside), 0.0)
     spread = np.where(crosses, laws.scale_out.spread, laws.scale_up.spread)
@@ -168,14 +184,26 @@ def _measured_kernel(model: CostModel, kernel: Kernel) -> Cost:
                 source=f"{source} {model.cluster.table.head['date']}")
 
 
-def _measured_collective(model: CostModel, collective: Collective) -> Cost:
+def _measured_update(model: CostModel, kernel: Kernel, engine: str) -> Cost:
+    """Return an update of an engine's tensors: what plain ones take, and what the engine adds a part."""
     assert model.cluster.table is not None
+    plain = _measured_kernel(model, kernel)
+    points = kernel_points(model.cluster.table, kernel.kind, None, kernel.dtype, engine)
+    bare = kernel_points(model.cluster.table, kernel.kind, kernel.pass_, kernel.dtype)
+    if points is None or bare is None:
+        return plain
+    return replace(plain, seconds=plain.seconds + max(0.0, points.fixed_s - bare.fixed_s))
+
+
+def _measured_collective(model: CostModel, collective: Collective, engine: str) -> Cost:
+    table = model.cluster.table
+    assert table is not None
     if np.all(np.asarray(collective.group_size) == 1):
         return Cost(seconds=0.0 * np.asarray(collective.bytes), spread=0.0, source="a group of one sends nothing")
-    points = collective_points(model.cluster.table, collective.kind)
+    if collective.axis == "tp":
+        engine = "tp B" if collective.is_backward else "tp F"
+    points = (engine and collective_points(table, collective.kind, engine)) or collective_points(table, collective.kind)
     if points is None:
         raise BadInput(f"profile: no {collective.kind} was measured; run `headway profile --ranks 2` or more")
     seconds, noise = interpolate_collective(points, collective)
-    return Cost(seconds=seconds, spread=DRIFT_SPREAD, noise=noise, source=f"interpolated {model.cluster.table.head['date']}")
-
-
+    return Cost(seconds=seconds, spread=DRIFT_SPREAD, noise=noise, source=f"interpolated {table.head['date']}")

@@ -141,6 +141,11 @@ def catalog_names(kind: str) -> list[str]:
     return sorted(f.name.rsplit(".", 1)[0] for f in folder.iterdir() if f.name.endswith((".yaml", ".json", ".csv")))
 
 
+def catalog_path(name: str) -> Path:
+    """Return where a file of the catalogue lies."""
+    return Path(str(resources.files("profiles").joinpath("catalog", name)))
+
+
 def catalog_mapping(kind: str, name: str) -> dict[str, Any]:
     """Return the catalogue's file of that kind and name; an unknown name lists the known ones."""
     folder = resources.files("profiles").joinpath("catalog", *([kind] if kind else []))

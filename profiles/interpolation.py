@@ -44,9 +44,11 @@ class CollectivePoints:
     by_group: dict[int, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]]]
 
 
-def kernel_points(table: MeasuredTable, kind: str, pass_: str, dtype: str) -> KernelPoints | None:
+def kernel_points(
+    table: MeasuredTable, kind: str, pass_: str | None, dtype: str, engine: str = ""
+) -> KernelPoints | None:
     """Return the measured points of a kernel with the line t = fixed + unit x (product of sizes) through them."""
-    rows = table.select(kind, pass_, dtype)
+    rows = table.select(kind, pass_, dtype, engine)
     if rows.empty:
         return None
     sizes = rows[[f"size_{i}" for i in range(len(SIZES[kind]))]].to_numpy(float)
@@ -125,9 +127,9 @@ def interpolate_kernel(points: KernelPoints, size: tuple[Num, ...]) -> tuple[Num
     return seconds[inverse].reshape(shape), noise[inverse].reshape(shape), exact
 
 
-def collective_points(table: MeasuredTable, kind: str) -> CollectivePoints | None:
-    """Return the measured sizes of a collective, or None."""
-    rows = table.select(kind)
+def collective_points(table: MeasuredTable, kind: str, engine: str = "") -> CollectivePoints | None:
+    """Return the measured sizes of a collective through an engine, or None."""
+    rows = table.select(kind, engine=engine)
     if rows.empty:
         return None
     by_group = {}

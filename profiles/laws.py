@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from profiles.collectives import traffic_factor
+from profiles.collectives import reached, traffic_factor
 from profiles.efficiency import AttentionLaw, GemmLaw, MemoryLaw, ScaleOutLaw, ScaleUpLaw, ScanLaw
 from profiles.files import BadInput
 from profiles.hardware import Accelerator, Cluster, Link
@@ -115,13 +115,16 @@ def scale_up_s(link: Link, law: ScaleUpLaw, kind: str, size: Num, n: NDArray[np.
     return link.latency_s + best
 
 
-def node_wire_bytes(kind: str, size: Num, n: Num, nodes: Num) -> Num:
+def node_wire_bytes(kind: str, size: Num, n: Num, nodes: Num, copies: int = 0) -> Num:
     """Return the bytes that leave a node for a collective over `nodes` nodes of n ranks in all.
 
     A ring crosses each node's edge with what one rank sends. A tree over two nodes swaps the buffer once, each node
     the root of one of two trees (Sanders et al. 2009, doi 10.1016/j.parco.2009.09.001); measured: the bus bandwidth of
-    two nodes is up to 1.3 times that of more. All-to-all sends to all ranks outside.
+    two nodes is up to 1.3 times that of more. All-to-all sends to all ranks outside, or each item once to every node that
+    its copies go to (DeepEP, arXiv 2412.19437, section 3.2.2; forwarded there by the fast link).
     """
+    if kind == "all_to_all" and copies:
+        return size * reached(nodes, copies) / reached(n, copies) * (nodes - 1) / nodes * n / nodes
     if kind == "all_reduce":
         return np.where(nodes <= 2, size, size * traffic_factor(kind, n))
     if kind == "all_to_all":
@@ -129,7 +132,9 @@ def node_wire_bytes(kind: str, size: Num, n: Num, nodes: Num) -> Num:
     return size * traffic_factor(kind, n)
 
 
-def scale_out_s(cluster: Cluster, law: ScaleOutLaw, up: ScaleUpLaw, kind: str, size: Num, n: Num, per_node: Num) -> Num:
+def scale_out_s(
+    cluster: Cluster, law: ScaleOutLaw, up: ScaleUpLaw, kind: str, size: Num, n: Num, per_node: Num, copies: int = 0,
+) -> Num:
     """Return the time over nodes: the bytes that leave a node over the NICs of its members, and the algorithm's hops.
 
     Hops were fitted on InfiniBand, where a message takes `send_fixed_s`; on a slower link they are longer in proportion
@@ -141,7 +146,7 @@ def scale_out_s(cluster: Cluster, law: ScaleOutLaw, up: ScaleUpLaw, kind: str, s
     if kind in ("send", "broadcast"):
         return law.send_fixed_s * slower + size / (nic * law.send_share)
     inside = np.where(per_node > 1, scale_up_s(cluster.scale_up, up, kind, size, per_node), 0.0)
-    wire_s = node_wire_bytes(kind, size, n, nodes) / (nic * law.nic_share * per_node)
+    wire_s = node_wire_bytes(kind, size, n, nodes, copies) / (nic * law.nic_share * per_node)
     if kind == "all_reduce":
         hops_s = law.all_reduce_hop_s * slower * np.log2(nodes)
         seconds = hops_s + wire_s + law.all_reduce_ramp * np.sqrt(wire_s * hops_s)

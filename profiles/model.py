@@ -182,7 +182,8 @@ class ModelSpec:
 
     `pattern[i]` is the index in `kinds` of layer i. `norm`: rms_norm or layer_norm. `learned_positions` rows of a
     position table (0: none). `mtp_layers` further layers of the last kind that predict later tokens while training
-    (DeepSeek-V3, arXiv 2412.19437, section 2.2); they are trained, and not counted as the model's parameters.
+    (DeepSeek-V3, arXiv 2412.19437, section 2.2), or of `mtp_kind`; they are trained, and not counted as the model's
+    parameters.
     """
 
     name: str
@@ -201,6 +202,7 @@ class ModelSpec:
     tied_embeddings: bool = False
     head_bias: bool = False
     mtp_layers: int = 0
+    mtp_kind: LayerSpec | None = None
     source: str = ""
 
     @property
@@ -216,7 +218,9 @@ class ModelSpec:
 
     def kind(self, part: Part) -> LayerSpec:
         """Return the kind of layer that a part is."""
-        return self.kinds[-1] if part == "mtp" else next(k for k in self.kinds if k.name == part)
+        if part == "mtp":
+            return self.mtp_kind or self.kinds[-1]
+        return next(k for k in self.kinds if k.name == part)
 
     def describe_layers(self) -> str:
         """Return what the layers are made of, as a report shows it."""

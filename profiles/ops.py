@@ -9,7 +9,7 @@ the masked half and recomputes the scores in backward: Dao, arXiv 2205.14135 and
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal, Protocol
 
 import numpy as np
@@ -25,6 +25,10 @@ ELEMENT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2, "fp8": 1, "mxfp8": 33 / 32, "n
 
 NARROW = ("fp8", "mxfp8", "nvfp4")
 """Types that only matmuls compute in: their inputs are quantised first."""
+
+LOOP_SHARE = 0.2
+"""What a launch in a loop of compiled code takes of the host's time for one from Python: fitted on steps of 16, 32 and 64
+experts a rank that the host bounds (Megatron-Bridge, B200 and B300)."""
 
 SIZES = {
     "gemm": ("m", "n", "k"),
@@ -54,7 +58,7 @@ class Kernel:
     model_flop: Num = 0.0
     read_bytes: Num
     written_bytes: Num
-    launches: int = 1
+    launches: Num = 1
     version: str = ""
 
     @property
@@ -72,6 +76,8 @@ class Op(Protocol):
     def saved_bytes(self) -> Num: ...
     @property
     def output_bytes(self) -> Num: ...
+    @property
+    def gradient_bytes(self) -> Num: ...
     @property
     def kept_by_selective(self) -> bool: ...
     def kernels(self, pass_: Pass) -> tuple[Kernel, ...]: ...
@@ -139,12 +145,19 @@ class Gemm:
         """Return the bytes of y."""
         return ELEMENT_BYTES[self.dtype] * self.m * self.n
 
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of dx."""
+        return ELEMENT_BYTES[self.dtype] * self.m * self.k
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GroupedGemm:
     """`groups` matmuls of one shape in one launch: y_g[m, n] = x_g[m, k] w_g[k, n], the experts of a rank.
 
-    `m` is the rows of one group; with few tokens the weights, not the rows, are what is read.
+    `m` is the rows of one group; with few tokens the weights, not the rows, are what is read. `looped`: each group is
+    launched by itself, its cast too (Transformer Engine's GroupedLinear). `casts`: which of its tensors a kernel of its
+    own quantises for a narrow type (input, gradient); what writes the others does it.
     """
 
     name: str
@@ -154,6 +167,8 @@ class GroupedGemm:
     n: Num
     dtype: str
     matmul: str = ""
+    looped: bool = False
+    casts: tuple[str, ...] = ("input", "gradient")
     saves_input: bool = True
     kept_by_selective: bool = True
 
@@ -167,17 +182,21 @@ class GroupedGemm:
         return Kernel(
             kind="grouped_gemm", pass_=pass_, dtype=self._compute, size=(self.groups, m, n, k), flop=flop,
             model_flop=flop, read_bytes=e * self.groups * (m * k + k * n), written_bytes=out * self.groups * m * n,
+            launches=1 + LOOP_SHARE * self.groups if self.looped else 1,
         )
+
+    def _cast(self, tensor: str, pass_: Pass, cols: Num) -> tuple[Kernel, ...]:
+        if self._compute not in NARROW or tensor not in self.casts:
+            return ()
+        cast = quantise(self.name, self.groups * self.m, cols, self.dtype, self._compute, pass_)
+        return (replace(cast, launches=1 + LOOP_SHARE * self.groups if self.looped else 1),)
 
     def kernels(self, pass_: Pass) -> tuple[Kernel, ...]:
         """Return the grouped matmul of a pass, with the casts of a narrow type."""
-        narrow, rows = self._compute in NARROW, self.groups * self.m
         if pass_ == "F":
-            cast = (quantise(self.name, rows, self.k, self.dtype, self._compute, "F"),) if narrow and self.saves_input else ()
-            return (*cast, self._kernel("F", self.m, self.n, self.k))
+            return (*(self._cast("input", "F", self.k) if self.saves_input else ()), self._kernel("F", self.m, self.n, self.k))
         if pass_ == "B":
-            cast = (quantise(self.name, rows, self.n, self.dtype, self._compute, "B"),) if narrow else ()
-            return (*cast, self._kernel("B", self.m, self.k, self.n))
+            return (*self._cast("gradient", "B", self.n), self._kernel("B", self.m, self.k, self.n))
         return (self._kernel("W", self.k, self.n, self.m),) if pass_ == "W" else ()
 
     @property
@@ -189,6 +208,11 @@ class GroupedGemm:
     def output_bytes(self) -> Num:
         """Return the bytes of all y."""
         return ELEMENT_BYTES[self.dtype] * self.groups * self.m * self.n
+
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of all dx."""
+        return ELEMENT_BYTES[self.dtype] * self.groups * self.m * self.k
 
 
 def attended_pairs(seq_len: Num, kv_len: Num, causal: bool, window: Num) -> Num:
@@ -285,6 +309,11 @@ class Attention:
         """Return the bytes of the output and its log-sum-exp."""
         return self._out_bytes + self._log_sum_exp_bytes
 
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of the gradients of q, k and v."""
+        return self._q_bytes + self._kv_bytes
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class UnfusedAttention:
@@ -357,13 +386,19 @@ class UnfusedAttention:
         """Return the bytes of the output."""
         return ELEMENT_BYTES[self.dtype] * self.batch * self.seq_len * self.heads * self.head_dim
 
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of the gradients of the scores, which are larger than those of q, k and v."""
+        return np.maximum(ELEMENT_BYTES[self.dtype] * self._scores, self._qkv_bytes)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scan:
     """A chunked linear recurrence (Mamba-2, arXiv 2405.21060 section 6; gated delta rule, arXiv 2412.06464).
 
     Per token and head a chunk of length c costs 2 c (state + head_dim) within it and 4 state head_dim for the state
-    that passes on; backward twice that. `solve` adds the triangular solve of the delta rule: 2 c (state + head_dim).
+    that passes on; backward twice that, and the forward again (mamba_ssm and flash-linear-attention keep no states).
+    `solve` adds the triangular solve of the delta rule: 2 c (state + head_dim).
     """
 
     name: str
@@ -380,14 +415,15 @@ class Scan:
         """Return the kernels of the forward or backward scan; a chunk's partial results go through memory twice."""
         if pass_ not in ("F", "B"):
             return ()
-        times = 1.0 if pass_ == "F" else 2.0
+        times = 1.0 if pass_ == "F" else 3.0
         within = 2.0 * self.chunk * (self.state + self.head_dim) * (2.0 if self.solve else 1.0)
         flop = times * self.tokens * self.heads * (within + 4.0 * self.state * self.head_dim)
         per_token = self.heads * (2.0 * self.head_dim + 2.0 * self.state * self.head_dim / self.chunk)
         moved = 2.0 * times * ELEMENT_BYTES[self.dtype] * self.tokens * per_token
         return (Kernel(
             kind="scan", pass_=pass_, dtype=self.dtype, size=(self.tokens, self.heads, self.head_dim, self.state),
-            flop=flop, model_flop=flop, read_bytes=moved / 2, written_bytes=moved / 2, launches=5,
+            flop=flop, model_flop=flop * (1.0 if pass_ == "F" else 2.0 / 3.0), read_bytes=moved / 2, written_bytes=moved / 2,
+            launches=5,
         ),)
 
     @property
@@ -400,6 +436,11 @@ class Scan:
     def output_bytes(self) -> Num:
         """Return the bytes of the output."""
         return ELEMENT_BYTES[self.dtype] * self.tokens * self.heads * self.head_dim
+
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of the gradients of the inputs."""
+        return 2 * self.output_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -480,7 +521,8 @@ POINTWISE: dict[tuple[str, str], Traffic] = {
 class Pointwise:
     """A memory-bound operator over [rows, cols]: norms, rotary embedding, activations, residual add.
 
-    `backward_only` marks the sums that autograd makes where one tensor feeds several operators.
+    `backward_only` marks the sums that autograd makes where one tensor feeds several operators; `absorbed` what the
+    matmul in front computes before it writes.
     """
 
     name: str
@@ -490,11 +532,12 @@ class Pointwise:
     dtype: str
     mode: str = "eager"
     backward_only: bool = False
+    absorbed: bool = False
     kept_by_selective: bool = False
 
     def kernels(self, pass_: Pass) -> tuple[Kernel, ...]:
         """Return the kernel of the forward or of the backward pass."""
-        if pass_ not in ("F", "B") or (pass_ == "F" and self.backward_only):
+        if pass_ not in ("F", "B") or (pass_ == "F" and self.backward_only) or self.absorbed:
             return ()
         traffic = POINTWISE[self.kind, self.mode]
         tensor = self.output_bytes
@@ -515,6 +558,11 @@ class Pointwise:
     def output_bytes(self) -> Num:
         """Return the bytes of one [rows, cols] tensor."""
         return ELEMENT_BYTES[self.dtype] * self.rows * self.cols
+
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of the gradients of the inputs: what the fused backward writes."""
+        return POINTWISE[self.kind, "fused"].written_backward * self.output_bytes
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -554,6 +602,11 @@ class Embedding:
         """Return the bytes of the looked-up rows."""
         return ELEMENT_BYTES[self.dtype] * self.tokens * self.hidden
 
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return 0: the gradient of the table is a parameter's."""
+        return 0
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CrossEntropy:
@@ -590,20 +643,14 @@ class CrossEntropy:
         return ((ELEMENT_BYTES[self.dtype] if self.in_place else 4) * self.vocab + 8) * self.tokens
 
     @property
-    def transient_bytes(self) -> Num:
-        """Return the peak bytes beside the saved ones.
-
-        Forward: logits and their fp32 copy. Backward: two fp32 gradients, of the picked entry and of the log-softmax.
-        """
-        e = ELEMENT_BYTES[self.dtype]
-        if self.in_place:
-            return 0.0 * self.tokens
-        return self.tokens * self.vocab * max(8, e + (4 if self.dtype != "fp32" else 0))
-
-    @property
     def output_bytes(self) -> Num:
         """Return the bytes of the loss."""
         return 4
+
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return the bytes of the gradients of the logits."""
+        return ELEMENT_BYTES[self.dtype] * self.tokens * self.vocab
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -638,4 +685,9 @@ class AdamW:
     @property
     def output_bytes(self) -> Num:
         """Return 0: the update is in place."""
+        return 0
+
+    @property
+    def gradient_bytes(self) -> Num:
+        """Return 0: nothing is differentiated."""
         return 0

@@ -4,6 +4,7 @@ One file: a YAML head in `#` lines (schema, accelerator figures, environment), t
 
     kind, pass, dtype, mode, size_0 .. size_3, group_size, bytes, median_s, p10_s, p90_s, num_samples
 
+`mode` is how it was called: `eager`, or through an engine of torch's, `ENGINES` (on CPU, with what Python and copies cost).
 `size_i` are the numbers that `profiles.ops.SIZES` names for the kind; a collective has `bytes` and `group_size`
 instead. Times are seconds for one kernel on one rank while all ranks of the machine are busy.
 """
@@ -30,6 +31,10 @@ COLUMNS = ("kind", "pass", "dtype", "mode", "size_0", "size_1", "size_2", "size_
 TEXT = ("kind", "pass", "dtype", "mode")
 OTHER_KINDS = ("memory_copy", "disk_write", "disk_read")
 """Kinds beside kernels and collectives; their `bytes` are what was moved."""
+CUDA_KINDS = ("host_to_device", "device_to_host", "launch")
+"""Kinds of a GPU alone; `launch` is one empty kernel, in mode `stream` or in a replayed `graph`."""
+ENGINES = ("tp F", "tp B", "tp", "fsdp")
+"""Modes of collectives and updates through DTensor (tensor parallelism; its two passes) and FSDP2 (ZeRO-2 and 3)."""
 HEAD_FIELDS = ("name", "date", "num_ranks", "peak_flop_per_s", "memory_bytes_per_s", "memory_bytes",
                "framework_bytes", "backend", "environment")
 
@@ -41,9 +46,13 @@ class MeasuredTable:
     head: dict[str, Any]
     rows: pd.DataFrame
 
-    def select(self, kind: str, pass_: str | None = None, dtype: str | None = None) -> pd.DataFrame:
-        """Return the rows of a kind (and pass, and dtype)."""
-        keep = self.rows["kind"] == kind
+    def select(
+        self, kind: str, pass_: str | None = None, dtype: str | None = None, engine: str = ""
+    ) -> pd.DataFrame:
+        """Return the rows of a kind (and pass, and dtype), called through an engine or (empty) through none."""
+        keep = (self.rows["kind"] == kind) & (
+            self.rows["mode"] == engine if engine else ~self.rows["mode"].isin(ENGINES)
+        )
         if pass_ is not None:
             keep &= self.rows["pass"] == pass_
         if dtype is not None:
@@ -105,7 +114,7 @@ def _check_rows(frame: pd.DataFrame, origin: str, first_line: int) -> pd.DataFra
             shown = repr(value) if isinstance(value, str) else str(value)
             raise BadInput(f"{origin}: line {first_line + i}: {column}: must be {want} (is {shown})")
 
-    known = (*SIZES, *KINDS, *OTHER_KINDS)
+    known = (*SIZES, *KINDS, *OTHER_KINDS, *CUDA_KINDS)
     refuse(~frame["kind"].isin(known), "kind", f"one of {', '.join(known)}")
     for column in COLUMNS[4:]:
         numbers = pd.to_numeric(frame[column], errors="coerce")

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import yaml
 
-from planner.calibrate import Measured, as_calibration, calibrate, spreads, without_source
+from planner.calibrate import Measured, Prior, as_calibration, calibrate, prior_of, spreads, without_source
 from profiles import files
 from profiles.calibration import NUMBERS, Calibration, catalogue
 from profiles.cost import CostModel, cost_model
@@ -36,17 +36,25 @@ def fit_calibrations(rows: Sequence[Row], on_progress: Callable[[float], None] |
     tell = on_progress or (lambda share: None)
     measured = [m for m in map(_measured, rows) if m is not None]
     calibrations, left_out = dict(catalogue()), dict[str, dict[str, Calibration]]()
-    for number, (name, old) in enumerate(catalogue().items()):
+    # siblings after those that they are like
+    for number, (name, old) in enumerate(sorted(catalogue().items(), key=lambda item: bool(item[1].like))):
         mine = [m for m in measured if m.question.cluster.accelerator.name in old.accelerators]
         if mine:
-            calibrations[name], left_out[name] = _fit(name, old, mine)
+            elder = calibrations.get(old.like)
+            calibrations[name], left_out[name] = _fit(old, mine, elder, left_out.get(old.like, {}))
         tell((number + 1) / len(calibrations))
     return Fitted(calibrations=calibrations, left_out=left_out)
 
 
-def _fit(name: str, old: Calibration, rows: list[Measured]) -> tuple[Calibration, dict[str, Calibration]]:
-    at = calibrate(rows)
-    others = without_source(rows, at)
+def _fit(
+    old: Calibration, rows: list[Measured], elder: Calibration | None, elder_left_out: dict[str, Calibration]
+) -> tuple[Calibration, dict[str, Calibration]]:
+    def prior(unseen: str = "") -> Prior:
+        sibling = elder_left_out.get(unseen, elder)
+        return prior_of(None if sibling is None else np.array([getattr(sibling, n) for n in NUMBERS], dtype=float))
+
+    at = calibrate(rows, prior())
+    others = without_source(rows, at, prior)
     widths = spreads(rows, at.values, at.left)
     num_sources = len(others)
     source = f"least squares on {len(rows)} published steps of {num_sources} sources (headway validate --calibrate)"
@@ -54,7 +62,7 @@ def _fit(name: str, old: Calibration, rows: list[Measured]) -> tuple[Calibration
     def build(values: np.ndarray) -> Calibration:
         made = as_calibration([round(float(v), 4) for v in values], **widths)
         return made.model_copy(update={
-            "accelerators": old.accelerators, "source": source, "num_rows": len(rows), "num_sources": num_sources,
+            "accelerators": old.accelerators, "like": old.like, "source": source, "num_rows": len(rows), "num_sources": num_sources,
         })
 
     return build(at.values), {source_name: build(values) for source_name, values in others.items()}

@@ -14,6 +14,10 @@ LOW_PRECISION = ("fp8", "fp8-block", "mxfp8", "nvfp4")
 BLACKWELL = ("B200", "B300", "GB200", "GB300")
 
 
+LOCAL = "this machine"
+"""Source of the runs that `validate --local` makes, and the name of their set."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Headline:
     """One figure over a set of runs, beside its target (None: none is set); `higher` says which way is better."""
@@ -45,11 +49,13 @@ SETS: dict[str, Callable[[Outcome], bool]] = {
     "experts": lambda o: o.family.startswith("experts"),
     "FP8 and FP4": lambda o: o.precision in LOW_PRECISION,
     "Blackwell": lambda o: o.gpu.startswith(BLACKWELL),
+    LOCAL: lambda o: o.source == LOCAL,
 }
 """Sets of runs with a measured time."""
 DENSE, MULTI_NODE, ONE_NODE, NEW = (name for name in list(SETS)[:4])
 TARGETS: dict[tuple[str, str], float] = {
     (DENSE, "MAPE"): 0.05, (DENSE, "P90"): 0.12, (DENSE, "bias"): 0.02, (DENSE, "MAPE, source left out"): 0.08,
+    (LOCAL, "median"): 0.08, (LOCAL, "worst"): 0.20,
     (MULTI_NODE, "MAPE"): 0.08, (ONE_NODE, "MAPE"): 0.12, (NEW, "MAPE"): 0.08,
     ("peak memory, allocated", "MAPE"): 0.04, ("peak memory, reserved", "MAPE"): 0.04,
     ("peak memory of all runs", "ran, predicted not to fit"): 0.02,
@@ -66,6 +72,8 @@ def headlines(accuracy: Accuracy) -> tuple[Headline, ...]:
         members = [o for o in accuracy.timed if belongs(o)]
         if members:
             found += _of_times(name, group("set", name, members))
+            if name == LOCAL:
+                found.append(_headline(name, len(members), "worst", max(abs(o.error or 0.0) for o in members)))
     return (*found, *_of_memory(accuracy), *_of_choice(accuracy))
 
 

@@ -91,11 +91,12 @@ def strategy_of(row: Row) -> Strategy:
     dp, cp, tp = _dp(row), row.whole("cp") or 1, row.whole("tp") or 1
     chunks = (row.whole("vpp") or 1) if row.whole("pp") != 1 else 1
     micro_batch = row.whole("micro_batch") or 1
-    software = software_of(row)
+    precision = _precision(row)
+    software = software_of(row, precision)
     return Strategy(
         dp=dp, tp=tp, cp=cp, pp=row.whole("pp") or 1, ep=row.whole("ep") or 1, etp=_etp(row),
         zero=(row.whole("zero_stage") or 0) if dp * cp > 1 else 0, shard_group=_shard_group(row),
-        sequence_parallel=tp > 1 and bool(row.flag("sequence_parallel")), **_recompute(row), precision=_precision(row),
+        sequence_parallel=tp > 1 and bool(row.flag("sequence_parallel")), **_recompute(row), precision=precision,
         context="all_gather" if software.name.startswith("torchtitan") else "ring",
         schedule="Interleaved1F1B" if chunks > 1 else "1F1B", chunks=chunks, micro_batch=micro_batch,
         num_microbatches=(row.whole("global_batch") or 1) // (dp * micro_batch), seq_len=row.whole("seq_len") or 1,

@@ -15,7 +15,7 @@ from typing import Any
 from profiles import files
 from profiles.files import BadInput
 from reports.rows import Row
-from simulator.software import Software, load_software
+from simulator.software import REPEATED, Software, load_software
 
 FRAMEWORKS: tuple[tuple[str, str], ...] = (
     (r"modded-nanogpt", "modded-nanogpt"),
@@ -33,6 +33,7 @@ FRAMEWORKS: tuple[tuple[str, str], ...] = (
     (r"Megatron-Bridge", "megatron-bridge"),
     (r"Megatron-DeepSpeed|BigScience|BLOOM|vTrain|GPT-NeoX|GLM-130B|AuroraGPT|MT-NLG|Megatron-Turing", "megatron-deepspeed"),
     (r"NeMo|DGX Cloud|Nemotron", "nemo"),
+    (r"Megatron-LM CI", "megatron-lm-tests"),
     (r"Megatron|2205\.05198|MegaScale|Primus", "megatron-lm"),
     (r"DeepSpeed", "deepspeed"),
     (r"FSDP|FairScale", "fsdp"),
@@ -45,9 +46,14 @@ SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("other_notes", r"chunked cross entropy", {"fp32_logits": False}),
     ("other_notes", r"\basync TP\b", {"tp_overlap": True}),
     ("other_notes", r"without async communication", {"tp_backward": False, "tp_overlap": False}),
-    ("other_notes", r"CUDA graphs(?: local)?(?: full_iteration|;|$)", {"host_launch_s": 0.0}),
-    ("other_notes", r"CUDA graphs (?:on|transformer_engine)[^;]*\b(?:attn|mamba|mlp)\b", {"host_launch_s": 0.0}),
-    ("other_notes", r"step \"(?:CUDA graphs|CPU-side optimisation|HybridEP|final)\"", {"host_launch_s": 0.0}),
+    ("attn_type", r"hybrid", {"tp_overlap": False}),
+    ("other_notes", r"CUDA graphs (?:on|transformer_engine)[^;]*\bmoe_router\b", {"graphs": "router"}),
+    ("other_notes", r"CUDA graphs (?:on|transformer_engine)[^;]*\b(?:attn|mamba|mlp)\b", {"graphs": "dense"}),
+    ("other_notes", r"step \"(?:CUDA graphs|CPU-side optimisation|HybridEP|final)\"", {"graphs": "dense"}),
+    # steps of a log before the one that tuned the host: fitted to the first of them
+    ("other_notes", r"step \"(?!CPU-side optimisation|HybridEP|final)", {"host_launch_s": 2.4e-4}),
+    ("other_notes", r"CUDA graphs(?: local)?(?:;|$)", {"graphs": "all"}),
+    ("other_notes", r"CUDA graphs(?: local)? full_iteration", {"graphs": "all", "expert_kernels": "fused"}),
     ("other_notes", r"MoE all-to-all overlap on|(?<!no )EP overlap(?! off)", {"ep_overlap": True}),
     ("other_notes", r"no EP overlap|EP overlap off", {"ep_overlap": False}),
     ("other_notes", r"MoE dispatcher (?:hybridep|deepep)|HybridEP|DeepEP", {"sends_once": True}),
@@ -67,17 +73,25 @@ SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("flash_attention", r"^0$", {"attention": "unfused"}),
 )
 """Column, what it says, and the fields of the software that this states; later ones win."""
-SENDS_WAIT_ALONE = ("megatron-lm", "megatron-bridge", "nemo", "mlperf")
+LATEST = 9999
+"""Year of a row that states none."""
+SENDS_WAIT_ALONE = ("megatron-lm", "megatron-lm-tests", "megatron-bridge", "nemo", "mlperf")
 """Megatron-Core overlaps sends with interleaved stages only (arguments.py: overlap_p2p_comm)."""
 
 
-def software_of(row: Row) -> Software:
-    """Return what a row's framework does; one that nothing in the row names is a `BadInput`."""
+def software_of(row: Row, precision: str = "") -> Software:
+    """Return what a row's framework does in a precision; one that nothing in the row names is a `BadInput`."""
     own = row.text("software")
     family = "" if own else _family(row)
-    software = load_software(own) if own else _loaded(family, row.whole("year"))
+    # Megatron-Core runs the exchange beside another micro-batch, and graphs whole steps with experts, for its GPT models
+    # only (core/pipeline_parallel/combined_1f1b.py)
+    precision = "" if "hybrid" in row.text("attn_type") else precision
+    software = load_software(own, precision) if own else _loaded(family, _release(row), precision)
     if software.attention == "unfused" and row.flag("flash_attention"):
         software = replace(software, attention="flash2")
+    modules = ",".join(m for m in REPEATED if re.search(rf"\b{m}\b", row.text("recompute_detail")))
+    if modules:
+        software = replace(software, repeats=modules)
     if family in SENDS_WAIT_ALONE and (row.whole("vpp") or 1) == 1:
         software = replace(software, pp_overlap=False)
     stated: dict[str, Any] = {}
@@ -98,8 +112,15 @@ def _family(row: Row) -> str:
                    "the name of one (headway catalog software) or a YAML file")
 
 
+def _release(row: Row) -> tuple[int, int]:
+    """Return year and month of the release that a row's source names (26.08), else the end of the row's year."""
+    named = re.search(r"\b(2\d)\.(0[1-9]|1[0-2])\b", row.text("source"))
+    return (2000 + int(named[1]), int(named[2])) if named else (row.whole("year") or LATEST, 12)
+
+
 @cache
-def _loaded(family: str, year: int | None) -> Software:
-    """Return the latest generation of a family that is not younger than a row's year, else the oldest."""
-    years = sorted(int(n[len(family) + 1 :]) for n in files.catalog_names("software") if re.fullmatch(rf"{family}-\d+", n))
-    return load_software(f"{family}-{max((y for y in years if year is None or y <= year), default=years[0])}")
+def _loaded(family: str, release: tuple[int, int], precision: str) -> Software:
+    """Return the latest generation of a family that is not younger than a release, else the oldest."""
+    names = {n: re.fullmatch(rf"{family}-(\d+)(?:\.(\d+))?", n) for n in files.catalog_names("software")}
+    dates = sorted(((int(m[1]), int(m[2] or 1)), n) for n, m in names.items() if m)
+    return load_software(max((d for d in dates if d[0] <= release), default=dates[0])[1], precision)

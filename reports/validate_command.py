@@ -21,7 +21,7 @@ from reports.rows import MEASURED, NEEDED, chosen, read_rows
 
 COLUMNS_HELP = (
     f"A CSV of measured runs, one a row, with the columns {', '.join(NEEDED)} and one of {', '.join(MEASURED)}; "
-    "docs/validate.md says what each holds."
+    "docs/validate.md says what each holds. [the published runs of the catalogue]"
 )
 
 
@@ -33,8 +33,7 @@ def validate(
 
     With `leave_out`, each row is predicted a second time by calibrations fitted on the file without the row's source.
     """
-    if path is None:
-        raise BadInput("runs: give a CSV of measured runs; docs/validate.md lists its columns")
+    path = path or files.catalog_path("published_runs.csv")
     rows = chosen(read_rows(path), where)
     if out is not None:
         files.make_folder(out)
@@ -54,9 +53,8 @@ def calibrate_runs(
     path: Path | None, where: Sequence[str], folder: Path, on_progress: Callable[[float], None] | None = None
 ) -> list[Path]:
     """Fit the catalogue's calibrations on the chosen rows of a file and write them into a folder."""
-    if path is None:
-        raise BadInput("runs: give a CSV of measured runs; docs/validate.md lists its columns")
-    return write_calibrations(fit_calibrations(chosen(read_rows(path), where), on_progress), folder)
+    rows = read_rows(path or files.catalog_path("published_runs.csv"))
+    return write_calibrations(fit_calibrations(chosen(rows, where), on_progress), folder)
 
 
 def accuracy_json(accuracy: Accuracy) -> dict[str, Any]:

@@ -74,7 +74,7 @@ def _estimate_pipes(workload: Workload, prices: Prices, pp: int, chunks: int, co
     """Return the step of strategies that cut the model into the same stages."""
     strategy = workload.strategy
     m = np.asarray(strategy.num_microbatches)
-    places = rank_parts(workload.model, pp, chunks)
+    places = rank_parts(workload.model, pp, chunks, strategy.software.layer_split)
     priced: dict[tuple[tuple[Part, int], ...], StageSeconds] = {}
     for place in map(tuple, places):
         if place not in priced:

@@ -13,8 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.collectives import Collective
-from profiles.families import Shape, part_items
-from profiles.model import ModelSpec, Part
+from profiles.families import Shape, part_items, part_params
+from profiles.model import FeedForward, ModelSpec, Part, SelfAttention
 from profiles.ops import Num
 from simulator.strategy import Strategy
 
@@ -98,14 +98,15 @@ def stage_layers(num_layers: int, stages: int) -> list[int]:
     return layers
 
 
-def stage_parts(model: ModelSpec, pp: int, chunks: int = 1) -> list[list[tuple[Part, int]]]:
+def stage_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even") -> list[list[tuple[Part, int]]]:
     """Return the parts of each virtual stage in forward order, runs of like ones counted; stage s is on rank s % pp.
 
-    Layers are spread evenly; where further tokens are predicted, what the last stage then does beside its layers
-    (`tail_layers`) counts as layers, as in Megatron's published layouts for DeepSeek-V3 (`Et*4|(t*4|)*14tmL`).
+    Layers are spread by `Software.layer_split`: evenly, with what is left over on the last stages (late), or by cost.
+    Spread evenly, what the last stage does beside its layers where further tokens are predicted (`tail_layers`) counts as
+    layers, as in Megatron's published layouts for DeepSeek-V3 (`Et*4|(t*4|)*14tmL`).
     """
     result: list[list[tuple[Part, int]]] = []
-    begin, counts = 0, _layer_counts(model, pp * chunks)
+    begin, counts = 0, _layer_counts(model, pp * chunks, split)
     for stage, num in enumerate(counts):
         names = [model.kinds[k].name for k in model.pattern[begin : begin + num]]
         parts: list[tuple[Part, int]] = [(name, len(list(run))) for name, run in groupby(names)]
@@ -118,7 +119,12 @@ def stage_parts(model: ModelSpec, pp: int, chunks: int = 1) -> list[list[tuple[P
     return result
 
 
-def _layer_counts(model: ModelSpec, stages: int) -> list[int]:
+def _layer_counts(model: ModelSpec, stages: int, split: str) -> list[int]:
+    if split == "cost" and stages > 1:
+        return _by_cost([_layer_cost(model, kind) for kind in model.pattern], float(model.vocab * model.hidden), stages)
+    if split == "late":
+        base, extra = divmod(model.num_layers, stages)
+        return [base + (stage >= stages - extra) for stage in range(stages)]
     extra = tail_layers(model) if model.mtp_layers and stages > 1 else 0
     if not extra:
         return stage_layers(model.num_layers, stages)
@@ -126,6 +132,28 @@ def _layer_counts(model: ModelSpec, stages: int) -> list[int]:
     kept = max(0, stage_layers(model.num_layers + extra, stages)[-1] - extra)
     rest, others = model.num_layers - kept, stages - 1
     return [rest // others + (stage < rest % others) for stage in range(others)] + [kept]
+
+
+def _by_cost(costs: list[float], head: float, stages: int) -> list[int]:
+    """Return the layers of each stage where a stage takes layers until it has passed its share of layers and head."""
+    share = (sum(costs) + head) / stages
+    counts, stage, done = [0] * stages, 0, 0.0
+    for cost in costs:
+        counts[stage] += 1
+        done += cost
+        stage += done > share * (stage + 1)
+    return counts
+
+
+def _layer_cost(model: ModelSpec, kind: int) -> float:
+    """Return the weights that a token meets in a layer, with keys and values counted as wide as queries.
+
+    That is what nanotron balances (models/llama.py, get_block_compute_costs: 4 heads head_dim hidden + 3 ffn hidden).
+    """
+    layer, h = model.kinds[kind], model.hidden
+    if isinstance(layer.mixer, SelfAttention) and isinstance(layer.ffn, FeedForward):
+        return h * (4.0 * layer.mixer.num_heads * layer.mixer.head_dim + (2 + layer.ffn.gated) * layer.ffn.hidden)
+    return sum(p.num_elements * p.active for p in part_params(model, layer.name))
 
 
 def tail_layers(model: ModelSpec) -> int:
@@ -140,7 +168,7 @@ def tail_layers(model: ModelSpec) -> int:
     return round((flop("head") + model.mtp_layers * flop("mtp")) / layer)
 
 
-def rank_parts(model: ModelSpec, pp: int, chunks: int = 1) -> list[list[tuple[Part, int]]]:
+def rank_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even") -> list[list[tuple[Part, int]]]:
     """Return the parts of each pipeline rank: those of its chunks, one after the other."""
-    stages = stage_parts(model, pp, chunks)
+    stages = stage_parts(model, pp, chunks, split)
     return [[part for chunk in stages[rank::pp] for part in chunk] for rank in range(pp)]

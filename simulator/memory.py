@@ -3,7 +3,8 @@
 Bytes per parameter under bf16: 2 weight, 4 gradient (fp32), 12 master weight and two moments; under fp32: 4, 4, 8
 (arXiv 1910.02054 section 3.1 with fp32 gradients); other types are those of the strategy's software. Sharding over
 the replicas: moments and master from ZeRO-1, gradients from ZeRO-2, weights from ZeRO-3. What an engine holds beside
-that is written where it is added.
+that is written where it is added. The peak is the largest of a step's moments: the loss, the backward of a layer while
+most micro-batches are held, the end of backward, the update.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ from simulator.strategy import Strategy, by_pipe
 from simulator.workload import PartWork, Workload, pick_workload
 
 Stage = list[tuple[Part, int]]
+LOSS_PARTS = ("head", "mtp")
+"""Parts with a loss: of one rank, at the end of the model."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,7 +56,7 @@ def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
 
 
 def _peak_of_pipe(workload: Workload, accelerator: Accelerator, pp: int, chunks: int) -> Memory:
-    ranks = rank_parts(workload.model, pp, chunks)
+    ranks = rank_parts(workload.model, pp, chunks, workload.strategy.software.layer_split)
     # of ranks with the same parts the first holds the most micro-batches
     fullest = [rank for rank, parts in enumerate(ranks) if parts not in ranks[:rank]]
     each = [rank_memory(workload, accelerator, rank) for rank in fullest]
@@ -68,44 +71,138 @@ def _peak_of_pipe(workload: Workload, accelerator: Accelerator, pp: int, chunks:
 
 def rank_memory(workload: Workload, accelerator: Accelerator, rank: int) -> dict[str, Num]:
     """Return the bytes of a pipeline rank at its peak, by what holds them; all strategies have one pp and chunks."""
-    strategy = workload.strategy
+    strategy, software = workload.strategy, workload.strategy.software
     pp, chunks = int(np.ravel(strategy.pp)[0]), int(np.ravel(strategy.chunks)[0])
-    stage = rank_parts(workload.model, pp, chunks)[rank]
+    stage = rank_parts(workload.model, pp, chunks, software.layer_split)[rank]
+    alive = _alive(workload, stage, rank)
+    moments = _moments(workload, stage, alive)
+    totals = np.stack(np.broadcast_arrays(*[sum(m.values()) for m in moments]))
+    which = totals.argmax(axis=0)
+    peak = {}
+    for name in moments[0]:
+        stacked = np.stack(np.broadcast_arrays(totals[0], *[m[name] for m in moments])[1:])
+        peak[name] = np.take_along_axis(stacked, which[None], axis=0)[0]
+    freed = moments[-2]["gradients"] - peak["gradients"]
+    slack = _slack_bytes(accelerator, alive, peak, freed, _single(strategy))
+    return peak | {"framework": accelerator.framework_bytes, "slack": slack}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Alive:
+    """What comes and goes on a pipeline rank in a step, in bytes.
+
+    `layers` and `loss_saved` wait for backward at the peak of the loss, `piped` between stages; `loss`, `backward` and
+    `update` live beside them inside the loss, the backward of a layer and the update; `forward` and `cast` have lived
+    before: what a layer's forward drops, and logits as computed.
+    """
+
+    layers: Num
+    loss_saved: Num
+    others_saved: Num
+    piped: Num
+    loss: Num
+    backward: Num
+    forward: Num
+    cast: Num
+    update: Num
+
+
+def _alive(workload: Workload, stage: Stage, rank: int) -> _Alive:
+    strategy, software, parts = workload.strategy, workload.strategy.software, workload.parts
+    pp = int(np.ravel(strategy.pp)[0])
+    held = in_flight(strategy, rank)
+    # the last stage sends a micro-batch back at once, unless all of them go forward first
+    ends = np.where((np.asarray(strategy.schedule) == "GPipe") & (pp > 1), strategy.num_microbatches, 1)
+    layers = [(parts[p], num) for p, num in stage if p not in LOSS_PARTS]
+    losses = [(parts[p], num) for p, num in stage if p in LOSS_PARTS]
+    saved = sum((work.saved_none_bytes * num for work, num in losses), 0.0)
+    backward: Num = 0.0
+    forward: Num = 0.0
+    for work, _ in layers:
+        again = work.saved_none_bytes - _saved_bytes(work, strategy)
+        backward = np.maximum(backward, work.transient_bytes + again)
+        forward = np.maximum(forward, np.minimum(work.freed_bytes, again))
+    updated = sum((_updated(work, strategy) * num for work, num in [*layers, *losses]), 0.0)
+    narrow = software.grad_bytes < ELEMENT_BYTES["fp32"] and strategy.dtype != "fp32"
+    return _Alive(
+        layers=sum((_saved_bytes(work, strategy) * num for work, num in layers), 0.0) * held,
+        loss_saved=saved * ends, others_saved=saved * (ends - 1), piped=_pipe_bytes(workload, rank, pp, held),
+        loss=max((work.transient_bytes for work, _ in losses), key=np.max, default=0.0),
+        backward=backward, forward=forward, cast=sum((work.freed_bytes for work, _ in losses), 0.0),
+        update=software.update_bytes * updated if narrow else 0.0,
+    )
+
+
+def _moments(workload: Workload, stage: Stage, alive: _Alive) -> list[dict[str, Num]]:
+    """Return the bytes at four moments: the loss, the backward of a layer with most micro-batches held, its end, the update.
+
+    Late gradients of a single micro-batch appear while activations go: the two never stand together.
+    """
+    strategy, software = workload.strategy, workload.strategy.software
     params = sum((workload.parts[part].params * num for part, num in stage), 0.0)
     experts = sum((workload.parts[part].expert_params * num for part, num in stage), 0.0)
-    states = state_bytes(strategy, params, experts, *_largest(workload, stage))
-    active = _activation_bytes(workload, stage, in_flight(strategy, rank)) + _pipe_bytes(workload, rank, pp)
-    transient = _transient_bytes(workload, stage)
-    # with a single micro-batch gradients appear while activations go: the two never stand together
-    single = np.asarray(strategy.num_microbatches) == 1
-    single = single & strategy.software.late_gradients
-    late = single & (states["gradients"] > active + transient)
-    states["gradients"] = np.where(single & ~late, 0.0, states["gradients"])
-    active, transient = np.where(late, 0.0, active), np.where(late, 0.0, transient)
-    dynamic = active + transient
-    return states | {
-        "activations": active, "transient": transient, "framework": accelerator.framework_bytes,
-        "slack": accelerator.allocator_slack * dynamic,
-    }
+    largest, roots = _elements(workload, stage)
+    absent = _single(strategy)
+    left = alive.piped if software.pipe_buffers else 0.0
+    # what copies narrow gradients for the update frees them
+    copied = np.asarray(alive.update) > 0
+    moments = []
+    for gathered, reduced, activations, transient, gone in (
+        (roots + largest, 0.0, alive.layers + alive.loss_saved + alive.piped, alive.loss, absent),
+        (roots + 2 * largest, largest, alive.layers + alive.others_saved + alive.piped, alive.backward, absent),
+        (roots, np.maximum(roots, largest), left, 0.0, False),
+        (0.0, 0.0, left, alive.update, copied),
+    ):
+        states = state_bytes(strategy, params, experts, gathered, reduced)
+        gradients = np.where(gone, 0.0, states["gradients"])
+        moments.append(states | {"gradients": gradients, "activations": activations, "transient": transient})
+    return moments
+
+
+def _single(strategy: Strategy) -> Num:
+    """Return whether gradients appear while activations go: those of a single micro-batch that are not kept for good."""
+    return (np.asarray(strategy.num_microbatches) == 1) & strategy.software.late_gradients
+
+
+def _slack_bytes(accelerator: Accelerator, alive: _Alive, peak: dict[str, Num], freed: Num, single: Num) -> Num:
+    """Return the bytes that the caching allocator holds and cannot use at the peak.
+
+    A share of what comes and goes, and what has lived before (`freed`: gradients) in blocks too small for the largest
+    tensors of a step, the logits in fp32 and flat copies for the update: blocks are split, never joined, and go back to
+    the device only where an allocation would fail (CUDACachingAllocator.cpp).
+    """
+    dynamic = peak["activations"] + peak["transient"]
+    if not accelerator.allocator_slack:
+        return 0.0 * dynamic
+    small = alive.layers + alive.piped + alive.forward + np.where(single, 0.0, freed)
+    apart = small + np.maximum(alive.loss_saved + alive.loss + alive.cast, alive.update)
+    share = accelerator.allocator_slack * dynamic
+    room = accelerator.memory_bytes - accelerator.framework_bytes - sum(peak.values()) - share
+    used = dynamic + np.where(single, peak["gradients"], 0.0)
+    return share + np.clip(apart - used, 0.0, np.maximum(room, 0.0))
 
 
 def state_bytes(
-    strategy: Strategy, params: Num, expert_params: Num, largest: Num, largest_experts: Num
+    strategy: Strategy, params: Num, expert_params: Num, gathered: Num, reduced: Num
 ) -> dict[str, Num]:
-    """Return the bytes of weights, gradients, optimizer states and gathered buffers of a rank's parameters.
+    """Return the bytes of weights, gradients, optimizer states and buffers of a rank's parameters.
 
-    `largest` is the number of dense parameters of the largest part of the stage, `largest_experts` of its experts:
-    ZeRO-3 holds two parts gathered (the one that computes and the next one), and sharded gradients pass through one
-    whole part.
+    `gathered` is the number of parameters that ZeRO-3 holds whole, `reduced` of those whose whole gradients are on their
+    way to their shards.
     """
-    dense = _states_of(strategy, params, largest, strategy.shards)
-    if not np.any(expert_params):
-        return dense
-    experts = _states_of(strategy, expert_params, largest_experts, strategy.expert_replicas)
-    return {name: dense[name] + experts[name] for name in dense}
+    states = _states_of(strategy, params, strategy.shards)
+    if np.any(expert_params):
+        experts = _states_of(strategy, expert_params, strategy.expert_replicas)
+        states = {name: states[name] + experts[name] for name in states}
+    zero, piped = np.asarray(strategy.zero), np.asarray(strategy.pp) > 1
+    compute, software = ELEMENT_BYTES[strategy.dtype], strategy.software
+    wire = software.reduce_bytes if strategy.dtype != "fp32" else 0.0
+    buffers = np.where(zero == 3, compute * gathered, 0.0) + np.where((zero >= 2) & ~piped, (compute + wire) * reduced, 0.0)
+    replicated = np.asarray(strategy.replicas) > 1
+    return states | {"gathered": buffers + np.where(replicated & (zero <= 2), software.bucket_bytes, 0.0)}
 
 
-def _states_of(strategy: Strategy, params: Num, largest: Num, shards: Num) -> dict[str, Num]:
+def _states_of(strategy: Strategy, params: Num, shards: Num) -> dict[str, Num]:
     zero, piped, software = np.asarray(strategy.zero), np.asarray(strategy.pp) > 1, strategy.software
     mixed = strategy.dtype != "fp32"
     compute = ELEMENT_BYTES[strategy.dtype]
@@ -118,13 +215,19 @@ def _states_of(strategy: Strategy, params: Num, largest: Num, shards: Num) -> di
     master = software.master_bytes * params / shard1 if mixed else np.where(replicated, 4.0 * params, 0.0)
     # DDP sums into buckets of its own once micro-batches have been accumulated
     buckets = (not mixed) & (zero <= 1) & (strategy.dp > 1) & ~replicated & (np.asarray(strategy.num_microbatches) > 1)
+    low = compute if software.keeps_low_gradients and software.grad_bytes > compute else 0.0
     return {
         "weights": whole + np.where(zero >= 2, kept * params / shards, master),
-        "gradients": software.grad_bytes * params / shard2 * np.where(buckets, 2.0, 1.0),
+        "gradients": (software.grad_bytes + low) * params / shard2 * np.where(buckets, 2.0, 1.0),
         "optimizer": software.moment_bytes * params / shard1,
-        "gathered": np.where(zero == 3, 2 * compute * largest, 0.0)
-        + np.where((zero >= 2) & ~piped, (compute + (software.reduce_bytes if mixed else 0.0)) * largest, 0.0),
     }
+
+
+def _updated(work: PartWork, strategy: Strategy) -> Num:
+    """Return the parameters of a part that a rank updates."""
+    sharded = np.asarray(strategy.zero) >= 1
+    return work.params / np.where(sharded, strategy.shards, 1) \
+        + work.expert_params / np.where(sharded, strategy.expert_replicas, 1)
 
 
 def in_flight(strategy: Strategy, rank: int) -> Num:
@@ -139,14 +242,20 @@ def in_flight(strategy: Strategy, rank: int) -> Num:
     return np.where((np.asarray(strategy.schedule) == "GPipe") & (p > 1), m, depth)
 
 
-def _largest(workload: Workload, stage: Stage) -> tuple[Num, Num]:
+def _elements(workload: Workload, stage: Stage) -> tuple[Num, Num]:
+    """Return the parameters of the largest layer of a stage, and of embedding and head, which ZeRO-3 gathers once.
+
+    Only the root of a model is not sharded again behind its forward (torch's fully_shard).
+    """
     largest: Num = 0.0
-    experts: Num = 0.0
-    for part, _ in stage:
-        work = workload.parts[part]
-        bigger = work.params + work.expert_params > largest + experts
-        largest, experts = np.where(bigger, work.params, largest), np.where(bigger, work.expert_params, experts)
-    return largest, experts
+    roots: Num = 0.0
+    for part, num in stage:
+        elements = workload.parts[part].params + workload.parts[part].expert_params
+        if part in ("embedding", "head"):
+            roots = roots + elements * num
+        else:
+            largest = np.maximum(largest, elements)
+    return largest, roots
 
 
 def _saved_bytes(part: PartWork, strategy: Strategy) -> Num:
@@ -156,27 +265,16 @@ def _saved_bytes(part: PartWork, strategy: Strategy) -> Num:
     return share * less + (1 - share) * part.saved_none_bytes
 
 
-def _activation_bytes(workload: Workload, stage: Stage, micro_batches: Num) -> Num:
-    saved = sum((_saved_bytes(workload.parts[part], workload.strategy) * num for part, num in stage), 0.0)
-    return saved * micro_batches
+def _pipe_bytes(workload: Workload, rank: int, pp: int, micro_batches: Num) -> Num:
+    """Return what a pipeline holds between stages, a stage at an end with one neighbour, one in the middle with two.
 
-
-def _pipe_bytes(workload: Workload, rank: int, pp: int) -> Num:
-    """Return what torch's pipeline holds between stages: until the step ends, every micro-batch's receive buffer and
-    sent tensor, forward and backward; a stage at an end has one neighbour, one in the middle two (measured: 2 m)."""
+    torch's: until the step ends, every micro-batch's receive buffer and sent tensor, forward and backward (measured: 2 m).
+    Others: one of each, and what was sent for each micro-batch in flight where they keep it.
+    """
     if pp == 1:
         return 0.0
-    ends = 4 if 0 < rank < pp - 1 else 2
-    held = np.asarray(workload.strategy.num_microbatches) if workload.strategy.software.pipe_buffers else 1
-    return ends * held * workload.send.bytes
-
-
-def _transient_bytes(workload: Workload, stage: Stage) -> Num:
-    """Return what lives inside one pass: gradients of activations, and a layer's recomputed activations."""
-    largest: Num = 0.0
-    for part, _ in stage:
-        work = workload.parts[part]
-        again = work.saved_none_bytes - _saved_bytes(work, workload.strategy)
-        largest = np.maximum(largest, work.transient_bytes + again)
-    return largest
-
+    software, ends = workload.strategy.software, 4 if 0 < rank < pp - 1 else 2
+    if software.pipe_buffers:
+        return ends * np.asarray(workload.strategy.num_microbatches) * workload.send.bytes
+    sent = micro_batches if software.keeps_sent and rank < pp - 1 else 0
+    return (ends + sent) * workload.send.bytes

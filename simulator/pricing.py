@@ -137,43 +137,71 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
     m, zero, piped = np.asarray(strategy.num_microbatches), np.asarray(strategy.zero), np.asarray(strategy.pp) > 1
     if np.any(m > 1):
         backward = backward + _seconds((part.accumulate,), strategy, cost) * ((m - 1) / m)
-    if np.any(zero >= 2):
+    if np.any(zero >= 2) and not cost.gathers_with_copies:
         gather, reduce = (_seconds((k,), strategy, cost) for k in (part.gather_copy, part.reduce_copy))
         # a pipeline reduces once a step, and under ZeRO-2 gathers once a step
         once = np.where(piped, 1 / m, 1.0)
         forward = forward + gather * np.where(zero == 3, 1.0, np.where(zero == 2, once, 0.0))
         backward = backward + gather * (zero == 3) + reduce * np.where(zero >= 2, once, 0.0)
 
-    def group_s(collectives: tuple[Collective, ...]) -> Num:
-        return sum(cost.collective(c, _per_node(strategy, cost, c.axis)).seconds for c in collectives)
+    def group_s(collectives: tuple[Collective, ...], engine: str) -> Num:
+        return sum(cost.collective(c, _per_node(strategy, cost, c.axis), engine).seconds for c in collectives)
 
     return PartSeconds(
-        forward=forward, backward=backward, gather_s=group_s(part.gather), reduce_s=group_s(part.reduce),
-        update_s=cost.kernel(part.update).seconds, regather_s=group_s(part.regather),
+        forward=forward, backward=backward, gather_s=group_s(part.gather, "fsdp"), reduce_s=group_s(part.reduce, "fsdp"),
+        update_s=_update_s(part, strategy, cost), regather_s=group_s(part.regather, ""),
     )
+
+
+def _update_s(part: PartWork, strategy: Strategy, cost: CostModel) -> Num:
+    """Return the update of a part: of plain tensors, or of those that tensor parallelism or FSDP distributes."""
+    seconds = cost.update(part.update).seconds
+    for engine, used in (("fsdp", (np.asarray(strategy.zero) >= 2) & (np.asarray(strategy.dp) > 1)),
+                         ("tp", np.asarray(strategy.tp) > 1)):
+        if np.any(used):
+            seconds = np.where(used, cost.update(part.update, engine).seconds, seconds)
+    return seconds
 
 
 def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Seconds, Seconds]:
     """Return forward and backward with what recomputation repeats, neither faster than the host launches it."""
     recompute, share = np.asarray(strategy.recompute), strategy.recompute_share
-    forward = _hosted(part.forward, _seconds(part.forward, strategy, cost), strategy)
-    backward = _hosted(part.backward, _seconds(part.backward, strategy, cost), strategy)
+    forward = _hosted(part.forward, strategy, cost)
+    backward = _hosted(part.backward, strategy, cost)
     if strategy.software.tp_backward:
         backward = _hide(backward, part, strategy, cost)
     for name, work in (("full", part.recompute_full), ("selective", part.recompute_selective)):
         if np.any(recompute == name):
-            again = _hosted(work, _seconds(work, strategy, cost), strategy)
-            backward = backward + again * np.where(recompute == name, share, 0.0)
+            backward = backward + _hosted(work, strategy, cost) * np.where(recompute == name, share, 0.0)
     return forward, backward
 
 
-def _hosted(work: Work, seconds: Seconds, strategy: Strategy) -> Seconds:
-    """Return a pass that takes no less than the host needs to launch it, communication included."""
-    if not strategy.software.host_launch_s:
+def _hosted(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
+    """Return a pass of which no stretch takes less than the host needs to launch it, communication included.
+
+    The host runs ahead of the device until it has to know how many tokens each expert got; it does again behind them.
+    """
+    seconds, software = _seconds(work, strategy, cost), strategy.software
+    if not software.host_launch_s or software.graphs == "all":
         return seconds
-    launches = sum(1 if isinstance(w, Collective) else w.launches for w in work)
-    idle = np.maximum(0.0, launches * strategy.software.host_launch_s - seconds.total_s)
+    dense, experts = _stretches(work)
+    idle: Num = 0.0
+    for stretch in (experts,) if software.graphs == "dense" else (dense, experts):
+        if stretch:
+            launches = sum(1 if isinstance(w, Collective) else w.launches for w in stretch
+                           if software.graphs != "router" or not isinstance(w, Kernel) or w.kind != "route")
+            busy_s = _seconds(stretch, strategy, cost).total_s if experts else seconds.total_s
+            idle = idle + np.maximum(0.0, launches * software.host_launch_s - busy_s)
     return replace(seconds, compute_s=seconds.compute_s + idle)
+
+
+def _stretches(work: Work) -> tuple[Work, Work]:
+    """Return what a pass does outside the experts and, from dispatch to combination, with them."""
+    exchanges = [i for i, w in enumerate(work) if isinstance(w, Collective) and w.axis == "ep"]
+    if not exchanges:
+        return work, ()
+    first, last = exchanges[0], exchanges[-1] + 1
+    return (*work[:first], *work[last:]), work[first:last]
 
 
 def _hide(backward: Seconds, part: PartWork, strategy: Strategy, cost: CostModel) -> Seconds:
@@ -207,7 +235,9 @@ def _seconds(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
         # keys of the next rank travel while those at hand are attended to (arXiv 2310.01889, section 3)
         sums["cp_s"] = np.maximum(0.0, sums["cp_s"] - attention_s)
     if strategy.software.ep_overlap:
-        sums["ep_s"] = np.maximum(0.0, sums["ep_s"] - sums["compute_s"])
+        hidden = np.minimum(sums["ep_s"], sums["compute_s"])
+        sums["ep_s"] = sums["ep_s"] - hidden
+        sums["compute_s"] = sums["compute_s"] + cost.calibration.beside * hidden
     if strategy.software.tp_overlap:
         sums["tp_s"] = cost.calibration.pipelined * sums["tp_s"]
     return Seconds(**sums)

@@ -87,7 +87,7 @@ def replay(workload: Workload, cost: CostModel) -> Timeline:
     pp, num_microbatches = int(strategy.pp), int(strategy.num_microbatches)
     num_stages = pp * int(strategy.chunks)
     table = build_schedule(str(strategy.schedule), pp, num_microbatches, int(strategy.chunks))
-    stages = stage_parts(workload.model, pp, int(strategy.chunks))
+    stages = stage_parts(workload.model, pp, int(strategy.chunks), strategy.software.layer_split)
     units = [stage_units(prices, stages, stage) for stage in range(num_stages)]
     insides = [lay_out_stage(u, strategy, prices) for u in units]
     updates = [lay_out_stage([u for s in units[rank::pp] for u in s], strategy, prices).update for rank in range(pp)]

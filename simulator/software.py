@@ -10,11 +10,15 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
+import numpy as np
 from pydantic import BaseModel, ConfigDict, Field
 
 from profiles import files
+from profiles.ops import ELEMENT_BYTES, Num
 
 MODES = ("eager", "fused")
+REPEATED = ("core_attn", "layernorm", "mla_up_proj", "moe_act", "shared_experts", "moe", "mlp")
+"""Modules that selective recomputation can repeat (Megatron-LM arguments.py, --recompute-modules)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,14 +27,19 @@ class Software:
 
     Computation. `kernels`: eager, or fused pointwise chains. `attention`: flash1, flash2, flash3 (the best kernel
     of its accelerator) or unfused. `fused_projections`: one matmul for q, k, v and one for both projections up. `dropout`:
-    masks on attention and residual. `host_launch_s`: seconds in which the host launches one kernel; a pass takes no
-    less than its launches (0: captured in a graph). `step_s`: seconds of a step that no kernel sees.
+    masks on attention and residual. `expert_kernels`: loop (a matmul and a cast for each expert, launched one by one),
+    grouped (one kernel for all experts) or fused (activation and casts too are parts of it). `step_s`: seconds of a
+    step that no kernel sees.
+
+    Host. `host_launch_s`: seconds in which the host launches one kernel; a pass takes no less than its launches. `graphs`:
+    what CUDA graphs launch at once: none, router (the choice of experts), dense (all but the exchange and the matmuls of
+    experts, whose sizes the host waits to learn) or all.
 
     Overlap. `grad_reduce`, `param_gather`: the collectives over dp run beside the passes. `tp_backward`: in backward
     the collectives of column-parallel maps run beside the matmul of the weight gradient. `tp_overlap`: matmuls and
     their collectives are pipelined in pieces. `pp_overlap`: sends run beside other micro-batches. `ep_overlap`: the
-    exchange of tokens runs beside another micro-batch; `sends_once`: a token travels once to a rank, however many of
-    its experts are there.
+    exchange of tokens runs beside another micro-batch; `sends_once`: a token travels once to a node and once to a rank,
+    however many of its experts are there.
 
     Types. `fused_accumulation`: the matmul of a weight gradient adds to the sum itself, instead of a kernel behind it.
     `grad_bytes`: an accumulated gradient; `reduce_bytes`: one on the wire; `gather_bytes`: a gathered weight
@@ -38,12 +47,22 @@ class Software:
     updated); `moment_bytes`: both moments of AdamW.
 
     Recomputation and memory. `selective`: what selective recomputation repeats: attention (scores between the
-    projections, Korthikanti et al.), pointwise (all but matmuls and attention) or alternate (every other matmul, too).
+    projections, Korthikanti et al.), pointwise (all but matmuls and attention) or alternate (every other matmul, too);
+    `repeats` names modules that it repeats instead, with commas between them.
     `early_stop`: full recomputation stops at the last tensor that backward needs. `pipe_buffers`: sent and received
     tensors of a pipeline stay until the step ends. `keeps_gathered`: a tensor gathered over tp is kept for backward,
     not gathered again. `late_gradients`: gradients are allocated in backward, while activations go, and freed after
     the step (Megatron keeps one buffer for good). `fp32_logits`: the loss copies the logits to fp32 instead of working
-    in place.
+    in place; then `logit_bytes` are alive for each logit at the loss's peak: logits, copies and gradients (12: torch's
+    log-softmax, its result and two gradients in fp32), `parallel_logit_bytes` where tp splits the vocabulary and
+    `compiled_logit_bytes` under fused kernels (0: the same). `keeps_sent`: what a stage has sent stays until its
+    micro-batch comes back. `attention_copies`: so many tensors as wide as attention's output are kept in other layouts.
+    `fp32_norms`: eager norms are written out in fp32. `keeps_low_gradients`: gradients as computed stay beside wider sums
+    of them. `update_bytes`: what the step makes of each updated parameter's gradient where it is narrower than fp32: flat
+    and fp32 copies, the optimizer's temporaries. `bucket_bytes`: flat buffers of collectives.
+
+    Pipeline. `layer_split`: stages get layers evenly, evenly with those left over on the last ones (late), or by cost,
+    the head counted.
     """
 
     name: str = "torch"
@@ -53,7 +72,9 @@ class Software:
     attention: str = "flash3"
     fused_projections: bool = False
     dropout: bool = False
+    expert_kernels: str = "grouped"
     host_launch_s: float = 0.0
+    graphs: str = "none"
     step_s: float = 0.0
     grad_reduce: bool = True
     param_gather: bool = False
@@ -69,18 +90,40 @@ class Software:
     master_bytes: float = 4.0
     moment_bytes: float = 8.0
     selective: str = "pointwise"
+    repeats: str = ""
     early_stop: bool = True
     pipe_buffers: bool = True
     keeps_gathered: bool = True
     late_gradients: bool = True
     fp32_logits: bool = True
+    logit_bytes: float = 12.0
+    parallel_logit_bytes: float = 0.0
+    compiled_logit_bytes: float = 0.0
+    layer_split: str = "even"
+    keeps_sent: bool = False
+    attention_copies: float = 0.0
+    fp32_norms: bool = False
+    keeps_low_gradients: bool = False
+    update_bytes: float = 0.0
+    bucket_bytes: float = 0.0
     source: str = "measured on Headway's own engine"
+
+    def bytes_per_logit(self, dtype: str, tp: Num) -> Num:
+        """Return the bytes alive for each logit at the peak of the loss."""
+        if not self.fp32_logits:
+            return float(ELEMENT_BYTES[dtype])
+        if self.kernels == "fused" and self.compiled_logit_bytes:
+            return self.compiled_logit_bytes
+        return np.where(np.asarray(tp) > 1, self.parallel_logit_bytes or self.logit_bytes, self.logit_bytes)
 
 
 TORCH = Software()
 """Headway's own engine, with eager kernels."""
 
 _Positive = Annotated[float, Field(ge=0)]
+
+
+_MODULES = rf"^(?:(?:{'|'.join(REPEATED)})(?:,(?:{'|'.join(REPEATED)}))*)?$"
 
 
 class SoftwareFile(BaseModel):
@@ -93,7 +136,9 @@ class SoftwareFile(BaseModel):
     attention: Literal["flash1", "flash2", "flash3", "unfused"]
     fused_projections: bool = False
     dropout: bool = False
+    expert_kernels: Literal["loop", "grouped", "fused"] = "grouped"
     host_launch_s: _Positive = 0.0
+    graphs: Literal["none", "router", "dense", "all"] = "none"
     step_s: _Positive = 0.0
     grad_reduce: bool = True
     param_gather: bool = False
@@ -109,22 +154,39 @@ class SoftwareFile(BaseModel):
     master_bytes: _Positive = 4.0
     moment_bytes: _Positive = 8.0
     selective: Literal["attention", "pointwise", "alternate"] = "pointwise"
+    repeats: Annotated[str, Field(pattern=_MODULES)] = ""
     early_stop: bool = True
     pipe_buffers: bool = True
     keeps_gathered: bool = True
     late_gradients: bool = True
     fp32_logits: bool = True
+    logit_bytes: _Positive = 12.0
+    parallel_logit_bytes: _Positive = 0.0
+    compiled_logit_bytes: _Positive = 0.0
+    layer_split: Literal["even", "late", "cost"] = "even"
+    keeps_sent: bool = False
+    attention_copies: _Positive = 0.0
+    fp32_norms: bool = False
+    keeps_low_gradients: bool = False
+    update_bytes: _Positive = 0.0
+    bucket_bytes: _Positive = 0.0
+    precisions: dict[str, dict[str, Any]] = {}
     source: str
 
 
-def load_software(name: str) -> Software:
-    """Return a framework generation by catalogue name or from a YAML file."""
+def load_software(name: str, precision: str = "") -> Software:
+    """Return a framework generation by catalogue name or from a YAML file, as it is where that precision is trained in.
+
+    `precisions` of a file says what is different there.
+    """
     path = Path(name)
     is_file = path.suffix in (".yaml", ".yml")
     data = files.read_mapping(path) if is_file else files.catalog_mapping("software", name)
     origin = str(path) if is_file else f"software/{name}.yaml"
     file = files.validate(SoftwareFile, data, origin)
-    return Software(name=path.stem if is_file else name, **file.model_dump())
+    if own := file.precisions.get(precision):
+        file = files.validate(SoftwareFile, data | own, f"{origin}: precisions.{precision}")
+    return Software(name=path.stem if is_file else name, **file.model_dump(exclude={"precisions"}))
 
 
 def software_from(data: Any, origin: str) -> Software:
@@ -140,4 +202,4 @@ def software_from(data: Any, origin: str) -> Software:
     own = {k: v for k, v in data.items() if k != "name"}
     whole = {f.name: f.default for f in fields(Software) if f.name != "name"} | own
     file = files.validate(SoftwareFile, whole, f"{origin}: software")
-    return Software(name=str(data.get("name", "given")), **file.model_dump())
+    return Software(name=str(data.get("name", "given")), **file.model_dump(exclude={"precisions"}))

@@ -14,7 +14,20 @@ import numpy as np
 from profiles.collectives import Collective
 from profiles.families import Item, Shape, part_items, part_params
 from profiles.model import ModelSpec, Part, count, count_experts
-from profiles.ops import ELEMENT_BYTES, AdamW, CrossEntropy, Gemm, Kernel, Num, Op, Pass, Pointwise, UnfusedAttention
+from profiles.ops import (
+    ELEMENT_BYTES,
+    AdamW,
+    Attention,
+    CrossEntropy,
+    Gemm,
+    Kernel,
+    Num,
+    Op,
+    Pass,
+    Pointwise,
+    UnfusedAttention,
+)
+from simulator.software import Software
 from simulator.strategy import Strategy
 
 Work = tuple[Kernel | Collective, ...]
@@ -29,7 +42,8 @@ class PartWork:
     a micro-batch's gradients to those of the ones before. `gather_copy` and `reduce_copy` move what is gathered or
     reduced between parameters and the flat buffers of the collective. `gather` brings the part's sharded weights
     together, `reduce` sums its gradients over their replicas, `update` is its optimizer step and `regather` what
-    follows it (ZeRO-1). `params` are the dense parameters of a rank, `expert_params` those of its experts.
+    follows it (ZeRO-1). `params` are the dense parameters of a rank, `expert_params` those of its experts. `saved_*` stay
+    for backward, `transient` lives inside backward beside them, `freed` inside forward.
     """
 
     forward: Work
@@ -50,6 +64,7 @@ class PartWork:
     saved_selective_bytes: Num
     saved_full_bytes: Num
     transient_bytes: Num
+    freed_bytes: Num
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +87,7 @@ def shape_of(strategy: Strategy) -> Shape:
         sequence_parallel=strategy.sequence_parallel, fused_projections=software.fused_projections,
         flash=software.attention != "unfused", flash_version=software.attention, dropout=software.dropout,
         context=strategy.context,
-        imbalance=strategy.imbalance, sends_once=software.sends_once,
+        imbalance=strategy.imbalance, sends_once=software.sends_once, expert_kernels=software.expert_kernels,
         loss_in_place=not software.fp32_logits,
     )
 
@@ -110,7 +125,7 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
     repeats = part not in ("embedding", "head")
     selective_kind = strategy.software.selective
     scores = selective_kind == "attention"
-    saved_none: Num = sum(op.saved_bytes for op in ops)
+    saved_none: Num = sum(op.saved_bytes for op in ops) + _copied_bytes(ops, strategy)
     kept: Num = sum(op.output_bytes for op in _kept(ops, strategy.software.selective))
     again: Work = ()
     if not strategy.software.keeps_gathered and repeats:
@@ -119,14 +134,16 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
     unsaved: Num = sum(_score_bytes(op) for op in ops)
     selective = saved_none - unsaved if scores else layer_input + kept
     return PartWork(
-        forward=_pass(items, "F"), backward=_backward(items) + again, hidden_backward=_hidden_backward(items) + again,
-        recompute_selective=_recompute_selective(items, selective_kind) if repeats else (),
+        forward=_pass(items, "F"), backward=_summed(_backward(items), strategy) + again,
+        hidden_backward=_hidden_backward(items) + again,
+        recompute_selective=_recompute_selective(items, strategy.software) if repeats else (),
         recompute_full=_recompute_full(items, strategy.software.early_stop) if repeats else (),
         params=params, expert_params=expert_params,
         saved_none_bytes=saved_none,
         saved_selective_bytes=selective if repeats else saved_none,
         saved_full_bytes=layer_input if repeats else saved_none,
-        transient_bytes=_transient_bytes(ops),
+        transient_bytes=_transient_bytes(ops, strategy, layer_input),
+        freed_bytes=_freed_bytes(ops, ELEMENT_BYTES[strategy.dtype] * shape.tokens * model.hidden),
         **_data_parallel(strategy, part, params, expert_params, model.hidden),
     )
 
@@ -149,6 +166,18 @@ def _backward(items: tuple[Item, ...]) -> Work:
         else:
             work += [*item.kernels("B"), *item.kernels("W")]
     return tuple(work)
+
+
+def _summed(work: Work, strategy: Strategy) -> Work:
+    """Return a backward whose weight-gradient matmuls read and write the sums of micro-batches, where they do that."""
+    if not strategy.software.fused_accumulation:
+        return work
+    wide, narrow = strategy.software.grad_bytes, ELEMENT_BYTES[strategy.dtype]
+    return tuple(
+        replace(
+            k, read_bytes=k.read_bytes + wide / narrow * k.written_bytes, written_bytes=wide / narrow * k.written_bytes
+        ) if isinstance(k, Kernel) and k.pass_ == "W" and k.kind in ("gemm", "grouped_gemm") else k for k in work
+    )
 
 
 def _hidden_backward(items: tuple[Item, ...]) -> Work:
@@ -201,13 +230,36 @@ def _kept(ops: list[Op], selective: str) -> list[Op]:
     return [op for op in kept if op not in matmuls[1::2]]
 
 
-def _recompute_selective(items: tuple[Item, ...], selective: str) -> Work:
+MODULES: dict[str, tuple[str, ...]] = {
+    "core_attn": ("attn.sdpa",), "layernorm": ("attn_norm", "ffn_norm", "ssm_norm"),
+    "mla_up_proj": ("attn.q_norm", "attn.wq_up", "attn.kv_norm", "attn.wkv_up", "attn.rope"),
+    "moe_act": tuple(f"ffn.experts.{a}" for a in ("swiglu", "geglu", "gelu", "relu", "silu", "relu2")),
+    "shared_experts": ("ffn.shared",), "moe": ("ffn.",), "mlp": ("ffn.w", "ffn.swiglu", "ffn.gelu", "ffn.relu2"),
+}
+"""Module of `REPEATED` -> what the names of its operators begin with."""
+
+
+def _recompute_modules(items: tuple[Item, ...], modules: list[str]) -> Work:
+    """Return the forward of some modules; one that is not there repeats nothing."""
+    experts = any(i.name == "ffn.router" for i in items)
+    begins = tuple(b for m in modules for b in MODULES[m] if not (m == "moe" and not experts))
+    work: list[Kernel | Collective] = []
+    for item in items:
+        if item.name.startswith(begins):
+            work += [item] if isinstance(item, Collective) else item.kernels("F")
+    return tuple(work)
+
+
+def _recompute_selective(items: tuple[Item, ...], software: Software) -> Work:
     """Return what selective recomputation repeats.
 
     attention: its scores (Korthikanti et al., arXiv 2205.05198, section 5; nothing where attention is fused);
     pointwise: all but matmuls and attention, with the collectives between; alternate: every other matmul, too
-    (torchtitan's per-op policy).
+    (torchtitan's per-op policy). Where the software names modules, those.
     """
+    selective = software.selective
+    if software.repeats:
+        return _recompute_modules(items, software.repeats.split(","))
     if selective == "attention":
         return tuple(k for i in items if isinstance(i, UnfusedAttention) for k in i.kernels("F"))
     kept = _kept([i for i in items if not isinstance(i, Collective)], selective)
@@ -220,15 +272,50 @@ def _recompute_selective(items: tuple[Item, ...], selective: str) -> Work:
     return tuple(work)
 
 
-def _transient_bytes(ops: list[Op]) -> Num:
-    """Return the bytes that live only inside a pass beside the saved ones: gradients of the widest tensors."""
+def _copied_bytes(ops: list[Op], strategy: Strategy) -> Num:
+    """Return what a software keeps beside what the operators need: other layouts of attention's tensors, norms in fp32.
+
+    A norm written out in fp32 keeps its input in fp32 and the normed rows instead of its input alone.
+    """
+    software = strategy.software
+    copies = sum(software.attention_copies * op.output_bytes for op in ops if isinstance(op, Attention | UnfusedAttention))
+    if not software.fp32_norms or software.kernels == "fused" or strategy.dtype == "fp32":
+        return copies
+    norms = [op for op in ops if isinstance(op, Pointwise) and op.kind in ("rms_norm", "layer_norm")]
+    return copies + sum(4 / ELEMENT_BYTES[strategy.dtype] * op.output_bytes for op in norms)
+
+
+def _transient_bytes(ops: list[Op], strategy: Strategy, stream: Num) -> Num:
+    """Return the bytes that live only inside backward beside the saved ones.
+
+    A layer's are the gradient of the residual stream and the largest gradients that one operator makes: each is freed
+    where the next stands, as the saved tensors are. Around the loss they are logits, their copies and gradients, so many
+    bytes for each.
+    """
     loss = [op for op in ops if isinstance(op, CrossEntropy)]
     if loss:
-        return loss[0].transient_bytes
-    widest: Num = 0.0
+        logits = loss[0].tokens * loss[0].vocab
+        return np.maximum(strategy.software.bytes_per_logit(strategy.dtype, strategy.tp) * logits - loss[0].saved_bytes, 0.0)
+    largest: Num = 0.0
     for op in ops:
-        widest = np.maximum(widest, op.output_bytes)
-    return 3 * widest
+        largest = np.maximum(largest, op.gradient_bytes)
+    return stream + largest
+
+
+def _freed_bytes(ops: list[Op], block_input: Num) -> Num:
+    """Return the bytes that forward holds for a while only, where it keeps no more than a layer's input.
+
+    Inputs and output of the operator that has most, and the input of its block, which its caller holds; of a loss the
+    logits as computed, which are gone when the gradient of their fp32 copy is made.
+    """
+    loss = [op for op in ops if isinstance(op, CrossEntropy)]
+    if loss:
+        apart = not loss[0].in_place and loss[0].dtype != "fp32"
+        return ELEMENT_BYTES[loss[0].dtype] * loss[0].tokens * loss[0].vocab * apart
+    largest: Num = 0.0
+    for op in ops:
+        largest = np.maximum(largest, op.saved_bytes + op.output_bytes)
+    return block_input + largest
 
 
 def _data_parallel(
@@ -280,9 +367,7 @@ def _data_parallel(
                       + expert_params * (1 + 1 / np.asarray(experts, dtype=float)))
     grad_dtype = "fp32" if software.grad_bytes == 4 else strategy.dtype
     if software.fused_accumulation:
-        # the matmul reads and writes the sum instead of writing its own result: of an add's three tensors less than two
-        out = ELEMENT_BYTES[strategy.dtype] / software.grad_bytes
-        added = added * (2 - out) / 3
+        added = 0.0 * added
     updated = params / np.where(zero >= 1, shards, 1) + expert_params / np.where(zero >= 1, experts, 1)
     return {
         "accumulate": moved("accumulate", added, grad_dtype, "B"),

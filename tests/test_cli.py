@@ -198,9 +198,99 @@ def test_tables_for_people(run) -> None:  # type: ignore[no-untyped-def]
     assert shown.code == 0
     for word in ("step time", "tokens/s", "MFU", "days", "Considered", "Left out", "Assumed", "plan.html"):
         assert word in shown.out, word
-    for kind, word in (("models", "llama-3-8b"), ("accelerators", "TFLOP/s"), ("clusters", "NVLink"), ("prices", "USD/h")):
+    for kind, word in (("models", "llama-3-8b"), ("accelerators", "TFLOP/s"), ("clusters", "NVLink"), ("prices", "USD/h"),
+                       ("software", "megatron-lm-2024")):
         assert word in run("catalog", kind).out
         assert json.loads(run("catalog", kind, "--json").out)[kind]
+    # numbers stand under their own heads
+    h100 = next(a for a in json.loads(run("catalog", "accelerators", "--json").out)["accelerators"]
+                if a["accelerator"] == "h100-80gb")
+    assert h100["peak bf16 (dense)"].endswith("TFLOP/s") and h100["power"] == "700 W"
+
+
+MIXTRAL = {
+    "model_type": "mixtral", "hidden_size": 1024, "intermediate_size": 3584, "num_hidden_layers": 8,
+    "num_attention_heads": 8, "num_key_value_heads": 4, "num_local_experts": 8, "num_experts_per_tok": 2,
+    "vocab_size": 32000, "max_position_embeddings": 4096, "rms_norm_eps": 1e-5, "rope_theta": 1e6,
+    "tie_word_embeddings": False,
+}
+
+
+def test_estimate_of_other_axes(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    (tmp_path / "mine.json").write_text(json.dumps(MIXTRAL))
+    experts = run("estimate", "mine.json", "dgx-h100:2", "--tp", "2", "--ep", "4", "--etp", "2", "--zero", "1",
+                  "--imbalance", "1.5", "--json")
+    assert experts.code == 0, experts.err
+    data = json.loads(experts.out)
+    assert {k: data["strategy"][k] for k in ("dp", "tp", "ep", "etp", "imbalance")} == \
+        {"dp": 8, "tp": 2, "ep": 4, "etp": 2, "imbalance": 1.5}
+    assert data["breakdown_s"]["exposed_ep"] > 0
+    even = json.loads(run("estimate", "mine.json", "dgx-h100:2", "--tp", "2", "--ep", "4", "--etp", "2", "--zero", "1",
+                          "--json").out)
+    assert even["step_time_s"] < data["step_time_s"]
+    mistake(run("estimate", "mine.json", "dgx-h100:2", "--ep", "3"), "ep 3 x etp 1 does not divide 8 experts")
+    mistake(run("estimate", *LARGE, "--ep", "2"), "ep 2 x etp 1 does not divide 0 experts")
+    split = run("estimate", *LARGE, "--cp", "4", "--context", "all_gather", "--zero", "3", "--shard-group", "8",
+                "--recompute", "full", "--recompute-share", "0.5", "--json")
+    assert split.code == 0, split.err
+    data = json.loads(split.out)
+    assert {k: data["strategy"][k] for k in ("dp", "cp", "context", "shard_group", "recompute_share")} == \
+        {"dp": 4, "cp": 4, "context": "all_gather", "shard_group": 8, "recompute_share": 0.5}
+    assert data["breakdown_s"]["exposed_cp"] > 0
+    mistake(run("estimate", *LARGE, "--cp", "3"), "cp 3", "does not divide the 16 accelerators")
+    mistake(run("estimate", *LARGE, "--context", "mail"), "context", "'mail'", "ring, all_gather, ulysses")
+    mistake(run("estimate", *LARGE, "--imbalance", "0.5"), "imbalance", "0.5")
+    mistake(run("estimate", *LARGE, "--recompute-share", "1.5"), "recompute_share", "1.5")
+
+
+def test_estimate_of_chunks(run) -> None:  # type: ignore[no-untyped-def]
+    result = run("estimate", *LARGE, "--pp", "4", "--tp", "4", "--chunks", "4", "--global-batch", "32", "--json",
+                 "--out", "plan.yaml")
+    assert result.code == 0, result.err
+    data = json.loads(result.out)
+    assert (data["strategy"]["schedule"], data["strategy"]["chunks"]) == ("Interleaved1F1B", 4)
+    whole = json.loads(run("estimate", *LARGE, "--pp", "4", "--tp", "4", "--global-batch", "32", "--json").out)
+    assert whole["strategy"]["schedule"] == "1F1B"
+    # (p - 1) / v passes of a rank stand still, not p - 1
+    assert data["breakdown_s"]["bubble"] < whole["breakdown_s"]["bubble"] / 2
+    replayed = json.loads(run("simulate", "plan.yaml", "--json").out)
+    assert replayed["strategy"] == data["strategy"]
+    mistake(run("estimate", *LARGE, "--pp", "4", "--chunks", "2", "--schedule", "1F1B"),
+            "2 chunks a stage need", "the schedule Interleaved1F1B (is 1F1B)")
+    mistake(run("estimate", *LARGE, "--pp", "16", "--chunks", "2", "--global-batch", "33"),
+            "needs a multiple of pp 16 micro-batches (is 33)")
+    mistake(run("estimate", *LARGE, "--pp", "16", "--chunks", "4"), "pp 16 x 4 chunks is more than 32 layers")
+
+
+def test_estimate_with_software(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    split = ("--zero", "1", "--tp", "4", "--seq-len", "2048")
+    theirs = run("estimate", *LARGE, *split, "--software", "megatron-lm-2022", "--json")
+    assert theirs.code == 0, theirs.err
+    data = json.loads(theirs.out)
+    assert data["strategy"]["software"]["framework"].startswith("Megatron-LM")
+    assert data["strategy"]["software"]["attention"] == "unfused"
+    ours = json.loads(run("estimate", *LARGE, *split, "--json").out)
+    # 5as/h = 80 bytes of scores beside 34 of an element of the stream (arXiv 2205.05198, table 2)
+    assert data["memory_bytes"]["activations"] > 2 * ours["memory_bytes"]["activations"]
+    assert "Megatron-LM" in run("estimate", *LARGE, *split, "--software", "megatron-lm-2022").out
+    mistake(run("estimate", *LARGE, "--software", "megatron-1999"), "software: 'megatron-1999'", "megatron-lm-2022")
+    text = "framework: Mine\nyear: 2026\nkernels: fused\nattention: flash3\nsource: me\n"
+    (tmp_path / "mine.yaml").write_text(text + "moment_bytes: 4\n")
+    mine = json.loads(run("estimate", *LARGE, *split, "--software", "mine.yaml", "--json").out)
+    assert mine["memory_bytes"]["optimizer"] == pytest.approx(ours["memory_bytes"]["optimizer"] / 2, rel=1e-6)
+    (tmp_path / "mine.yaml").write_text(text + "speed: 9\n")
+    mistake(run("estimate", *LARGE, "--software", "mine.yaml"), "mine.yaml: speed")
+    (tmp_path / "mine.yaml").write_text(text.replace("flash3", "flash9"))
+    mistake(run("estimate", *LARGE, "--software", "mine.yaml"), "mine.yaml: attention")
+    mistake(run("estimate", *LARGE, "--software", "none.yaml"), "none.yaml: no such file")
+
+
+def test_precisions(run) -> None:  # type: ignore[no-untyped-def]
+    wide, narrow = (
+        json.loads(run("estimate", *LARGE, "--zero", "3", "--precision", p, "--json").out) for p in ("bf16", "fp8")
+    )
+    assert narrow["step_time_s"] < wide["step_time_s"]
+    assert narrow["strategy"]["precision"] == "fp8"
 
 
 def test_nothing_fits_is_status_one(run) -> None:  # type: ignore[no-untyped-def]

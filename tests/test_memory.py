@@ -172,13 +172,14 @@ def test_embedding_and_head_of_megatron_keep_what_korthikanti_says() -> None:
 
 
 def test_recomputation_of_some_layers_lies_between() -> None:
-    """Half of the layers keep their input alone: the mean of both."""
+    """Half of the layers keep their input alone: the mean of both, give or take what the loss holds at its own peak."""
     kept = [
         float(rank_memory(build_workload(gpt(8), replace(gpt_strategy(8, True), recompute="full", recompute_share=share)),
                           H100, 0)["activations"]) for share in (0.0, 0.5, 1.0)
     ]
     assert kept[0] > kept[1] > kept[2]
-    assert kept[1] == pytest.approx((kept[0] + kept[2]) / 2, rel=1e-12)
+    head = float(build_workload(gpt(8), gpt_strategy(8, True)).parts["head"].saved_none_bytes)
+    assert kept[1] == pytest.approx((kept[0] + kept[2]) / 2, abs=head)
     none = rank_memory(build_workload(gpt(8), gpt_strategy(8, True)), H100, 0)["activations"]
     assert kept[0] == pytest.approx(float(none), rel=1e-12)
 

@@ -124,11 +124,12 @@ def test_an_engine_that_refuses_is_heard() -> None:
     [
         (Strategy(dp=3), "= 3, the cluster has 8 accelerators"),
         (Strategy(dp=1, tp=8, micro_batch=3), "dp 1 x micro-batch 3 = 3 does not divide the global batch of 64"),
-        (Strategy(dp=1, pp=8, zero=2), "ZeRO-2 has nothing to shard over: dp is 1"),
+        (Strategy(dp=1, pp=8, zero=2), "ZeRO-2 has nothing to shard over: dp x cp is 1"),
         (Strategy(dp=4, cp=4), "dp 4 x tp 1 x cp 4 x pp 1 = 16, the cluster has 8 accelerators"),
         (Strategy(dp=2, cp=4, seq_len=4100), "cp 4: the sequence of 4100 does not divide into 8 pieces"),
         (Strategy(dp=8, ep=2), "ep 2 x etp 1 does not divide 0 experts"),
-        (Strategy(pp=8, chunks=2), "2 chunks a stage need the schedule Interleaved1F1B, not 1F1B"),
+        (Strategy(pp=8, chunks=2), "2 chunks a stage need pp of 2 or more (is 8) and the schedule Interleaved1F1B (is 1F1B)"),
+        (Strategy(dp=8, chunks=2, schedule="Interleaved1F1B"), "2 chunks a stage need pp of 2 or more (is 1)"),
         (Strategy(pp=8, chunks=2, schedule="Interleaved1F1B", num_microbatches=17),
          "interleaved 1F1B needs a multiple of pp 8 micro-batches (is 17)"),
         (Strategy(pp=8, chunks=8, schedule="Interleaved1F1B", num_microbatches=8),
@@ -144,7 +145,8 @@ def test_an_illegal_strategy_says_why(strategy: Strategy, sentence: str) -> None
 
 
 @pytest.mark.parametrize("strategy", [
-    Strategy(dp=2, cp=4), Strategy(dp=2, cp=4, context="ulysses"), Strategy(dp=8, zero=3, shard_group=4),
+    Strategy(dp=2, cp=4), Strategy(cp=8, zero=2), Strategy(dp=2, cp=4, context="ulysses"),
+    Strategy(dp=8, zero=3, shard_group=4),
     Strategy(pp=8, chunks=4, schedule="Interleaved1F1B", num_microbatches=64), Strategy(tp=8, sequence_parallel=False),
     # 34 virtual stages: the embedding and the head have one each (arXiv 2407.21783, section 3.3.2)
     Strategy(dp=4, pp=2, chunks=17, schedule="Interleaved1F1B", num_microbatches=16),
@@ -279,7 +281,7 @@ def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
         (("strategy", "software"), [1], "strategy: software: must be a catalogue name or a mapping (is [1])"),
         (("strategy", "context"), "mail", "strategy.context: must be one of ring, all_gather, ulysses"),
         (("strategy", "imbalance"), 0.5, "strategy.imbalance: Input should be greater than or equal to 1"),
-        (("strategy", "chunks"), 2, "2 chunks a stage need the schedule Interleaved1F1B"),
+        (("strategy", "chunks"), 2, "2 chunks a stage need"),
         (("strategy", "schedule"), "ZBV", "strategy.schedule: must be one of 1F1B, GPipe, Interleaved1F1B"),
         (("strategy", "precision"), "fp12", "strategy.precision: must be one of"),
         (("question", "model", "pattern"), [0, 7], "pattern: must name a kind of layer by its index"),

@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pandas as pd
 import pytest
 
+from planner.shapes import kernels_of
 from profiles.collectives import KINDS
+from profiles.families import load_model
+from profiles.families.gpt2 import gpt2_spec
+from profiles.families.llama import llama_spec
 from profiles.files import BadInput
 from profiles.measure import measure_machine
-from profiles.measure.grid import default_kernels, key, unique, whole
-from profiles.ops import SIZES, Attention, Gemm, Kernel, Pointwise
+from profiles.measure.grid import MEASURED, default_kernels, key, unique, whole
+from profiles.model import Experts
+from profiles.ops import POINTWISE, Attention, Gemm, Kernel, Pointwise
 from profiles.tables import HEAD_FIELDS, OTHER_KINDS, MeasuredTable, read_table, write_table
 
 torch = pytest.importorskip("torch")
@@ -53,8 +59,8 @@ def written(table: MeasuredTable, tmp_path: Path) -> Path:
 def test_every_kind_is_measured(table: MeasuredTable) -> None:
     found = {(k, p) for k, p in zip(table.rows["kind"], table.rows["pass"], strict=True) if p}
     assert found == {(k.kind, k.pass_) for k in default_kernels(["fp32"])}
-    assert {k for k, _ in found} == set(SIZES)
-    assert set(table.rows["kind"]) == {*SIZES, *KINDS, *OTHER_KINDS}
+    assert {k for k, _ in found} == set(MEASURED)
+    assert set(table.rows["kind"]) == {*MEASURED, *KINDS, *OTHER_KINDS}
     assert set(table.rows.loc[table.rows["pass"] != "", "mode"]) == {"eager"}
 
 
@@ -113,7 +119,7 @@ def test_a_table_is_read_as_it_was_written(table: MeasuredTable, written: Path) 
 @pytest.mark.distributed
 def test_one_rank_has_no_collectives(tmp_path: Path) -> None:
     alone = measure_machine(num_ranks=1, seconds=1.0, folder=tmp_path)
-    assert set(alone.rows["kind"]) == {*SIZES, *OTHER_KINDS}
+    assert set(alone.rows["kind"]) == {*MEASURED, *OTHER_KINDS}
     pd.testing.assert_frame_equal(read_table(write_table(alone, tmp_path / "a.csv")).rows, alone.rows, check_exact=True)
 
 
@@ -198,6 +204,28 @@ def test_every_kernel_of_the_grid_has_a_case(dtype: str) -> None:
     assert torch.equal(pool, before)
 
 
+def test_what_is_measured_is_what_the_engine_runs() -> None:
+    """Every kind of kernel of a Llama and of a GPT-2, in every pass, and no other."""
+    sizes = {"num_layers": 2, "hidden": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "vocab": 256,
+             "max_seq_len": 64, "ffn_hidden": 128}
+    needed = {
+        (k.kind, k.pass_) for spec in (llama_spec(name="l", **sizes), gpt2_spec(name="g", **sizes))
+        for k in kernels_of(spec, num_ranks=2, seq_len=64, global_batch=4, precision="fp32", kernels="eager")
+    }
+    measured = {(k.kind, k.pass_) for k in default_kernels(["fp32"])}
+    assert needed <= measured
+    assert {kind for kind, _ in needed} == set(MEASURED)
+    assert {kind for kind, _ in POINTWISE} - set(MEASURED)
+
+
+def test_a_model_that_the_engine_does_not_run_is_refused(tmp_path: Path) -> None:
+    spec = load_model("bytes-5m")
+    sparse = replace(spec, kinds=(replace(spec.kinds[0], ffn=Experts(num_experts=4, top_k=2, hidden=64)),))
+    cases = kernels_of(sparse, num_ranks=1, seq_len=64, global_batch=1, precision="fp32", kernels="eager")
+    with pytest.raises(BadInput, match=r"cases: (route|permute|grouped_gemm) .*: measured are gemm"):
+        measure_machine(num_ranks=1, cases=cases, seconds=1.0, folder=tmp_path)
+
+
 def test_the_grid_repeats_nothing() -> None:
     grid = default_kernels(["bf16", "fp32"], scale=4)
     assert unique(grid) == grid
@@ -207,6 +235,8 @@ def test_the_grid_repeats_nothing() -> None:
 @pytest.mark.parametrize(("wrong", "named"), [
     ({"num_ranks": 0}, "ranks"), ({"device": "tpu"}, "device"), ({"seconds": 0.0}, "seconds"),
     ({"dtypes": ["fp64"]}, "dtype"),
+    ({"dtypes": ["fp8"]}, "dtype"),
+    ({"cases": [Kernel(kind="gemm", pass_="F", dtype="fp32", size=(3, 3), read_bytes=1, written_bytes=1)]}, "gemm"),
     ({"cases": [Kernel(kind="conv", pass_="F", dtype="fp32", size=(3,), read_bytes=1, written_bytes=1)]}, "conv"),
     ({"cases": [Kernel(kind="gelu", pass_="F", dtype="fp8", size=(3, 3), read_bytes=1, written_bytes=1)]}, "fp8"),
 ])

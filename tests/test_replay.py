@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from profiles.calibration import Calibration
+from profiles.calibration import NONE, Calibration
 from profiles.cost import CostModel, cost_model
 from profiles.families import load_model
 from profiles.hardware import load_cluster
@@ -206,11 +206,14 @@ def test_the_queue_of_reductions_is_its_closed_form(rows: list[tuple[int, int, i
 
 MODEL = load_model("llama-3-8b")
 CLUSTER = load_cluster("dgx-h100:4")
-COST = cost_model(CLUSTER)
+COST = replace(cost_model(CLUSTER), calibration=NONE)
 
 
 FUSED = Software(kernels="fused")
 CALIBRATED = replace(COST, calibration=Calibration(beside=0.2, wait=0.01))
+THE_CATALOGUES = cost_model(CLUSTER)
+# on CPU nothing hides behind anything
+IN_LINE = replace(COST, cluster=replace(CLUSTER, accelerator=replace(CLUSTER.accelerator, device="cpu")))
 
 
 def strategy_of(zero: int, pp: int, tp: int, schedule: str, m: int, recompute: str, **others: Any) -> Strategy:
@@ -257,19 +260,19 @@ AXES: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("name", SOFTWARE)
 def test_without_a_pipeline_they_are_one_with_any_software(name: str, zero: int, tp: int) -> None:
     software = Software(kernels="fused", **SOFTWARE[name])
-    for cost, m, recompute in product((COST, CALIBRATED), (1, 5), ("none", "full")):
+    for cost, m, recompute in product((COST, CALIBRATED, THE_CATALOGUES, IN_LINE), (1, 5), ("none", "full")):
         assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, recompute, software=software), cost)) < 1e-12
 
 
 @pytest.mark.parametrize(("zero", "tp"), list(product(range(4), (1, 2))))
 @pytest.mark.parametrize("name", AXES)
 def test_without_a_pipeline_they_are_one_on_any_axis(name: str, zero: int, tp: int) -> None:
-    for cost, m in product((COST, CALIBRATED), (1, 5)):
+    for cost, m in product((COST, CALIBRATED, THE_CATALOGUES, IN_LINE), (1, 5)):
         assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, "full", **AXES[name]), cost, SPARSE)) < 1e-12
 
 
 FIRST_STAGE_ONLY = pytest.mark.xfail(strict=True, reason="the closed form counts what the last backward takes beyond the "
-                                     "others on the first stage only; with experts on all ranks that is 8 to 25 %")
+                                     "others on the first stage only: up to a quarter of the step where much is reduced")
 
 
 @pytest.mark.parametrize(("name", "zero", "pp", "m"), [
@@ -285,7 +288,15 @@ def test_with_a_pipeline_the_estimate_of_other_axes_is_close(name: str, zero: in
 @pytest.mark.parametrize(("zero", "pp", "m"), list(product(range(4), (2, 8), (4, 16))))
 def test_with_a_pipeline_the_calibrated_estimate_is_close(name: str, zero: int, pp: int, m: int) -> None:
     software = Software(kernels="fused", **SOFTWARE[name])
-    assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none", software=software), CALIBRATED)) < CALIBRATED_BOUND
+    for cost in (CALIBRATED, THE_CATALOGUES):
+        assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none", software=software), cost)) < CALIBRATED_BOUND
+
+
+@pytest.mark.parametrize(("zero", "pp", "m"), [
+    *product((0, 1, 3), (2, 8), (4, 16)), pytest.param(2, 8, 4, marks=FIRST_STAGE_ONLY),
+])
+def test_with_a_pipeline_where_nothing_hides_the_estimate_is_close(zero: int, pp: int, m: int) -> None:
+    assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none"), IN_LINE)) < 0.1
 
 
 CALIBRATED_BOUND = 0.08
@@ -489,7 +500,8 @@ def test_communication_beside_backward_slows_it() -> None:
     both = min(plain["reduce_s"], plain["backward"])
     # no less than the computation alone, no more than if nothing of it hid behind the last reductions
     least = plain["forward"] + plain["backward"] + 0.2 * both + plain["update_s"]
-    assert max(plain["step"], least) * 1.02 <= slowed["step"] <= (plain["step"] + 0.2 * both) * 1.02 * (1 + 1e-12)
+    most = plain["step"] + 0.2 * both
+    assert max(plain["step"], least) * 1.02 * (1 - 1e-12) <= slowed["step"] <= most * 1.02 * (1 + 1e-12)
     late, alone = priced(m=1, cost=CALIBRATED, grad_reduce=False), priced(m=1, grad_reduce=False)
     assert late["step"] == pytest.approx(alone["step"] * 1.02, rel=1e-12)
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from dataclasses import replace
+from html import unescape
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -20,6 +22,7 @@ from planner.search import search
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import load_cluster
+from profiles.model import Experts
 from reports.compare import (
     Row,
     compare_plan_run,
@@ -139,6 +142,51 @@ def test_the_same_plan_gives_the_same_bytes(tmp_path: Path) -> None:
     assert first.read_bytes() == second.read_bytes()
 
 
+SPARSE = replace(
+    load_model("gpt2"), name="sparse",
+    kinds=(replace(load_model("gpt2").kinds[0], ffn=Experts(num_experts=4, top_k=2, hidden=3072, activation="gelu")),),
+)
+CHUNKED = Strategy(dp=1, tp=2, cp=2, pp=2, ep=4, chunks=2, schedule="Interleaved1F1B", micro_batch=2, num_microbatches=4,
+                   seq_len=1024, software=replace(FUSED, step_s=0.002, moment_bytes=4.0), context="all_gather")
+
+
+def sparse_plan() -> Plan:
+    asked = ask(SPARSE, load_cluster("dgx-h100"), tokens=1e10, cluster_text="dgx-h100", seq_len=1024, global_batch=8,
+                software=CHUNKED.software)
+    return plan_from_prediction(asked, predict_replayed(asked, CHUNKED)[0], None)
+
+
+def test_a_rank_with_chunks_runs_each_pass_of_a_micro_batch_once_a_chunk() -> None:
+    plan = sparse_plan()
+    timeline = predict_replayed(plan.question, plan.strategy)[1]
+    for rank in timeline.rows["rank"].unique():
+        actions = action_spans(timeline.rank(rank))
+        counts = actions.groupby(["pass", "microbatch"]).size().to_dict()
+        assert counts == {(p, m): 2 for p in "FB" for m in range(4)} | {("U", -1): 1}
+        # one thing at a time
+        begin, end = (actions.sort_values("start_s")[c].to_numpy() for c in ("start_s", "end_s"))
+        assert (begin[1:] >= end[:-1] - 1e-12).all()
+
+
+def test_the_page_of_experts_chunks_and_a_split_sequence() -> None:
+    plan = sparse_plan()
+    page, text = render_page(plan), text_of(render_page(plan))
+    for fact in ("cp communication", "ep communication", "2 of 4 experts of 3072", "Interleaved1F1B of 2 chunks",
+                 "cp=2", "ep=4"):
+        assert fact in text, fact
+    # the wait at the end of a step is no communication
+    assert "host communication" not in text
+    assert "edited after its prediction was made" not in text
+    data = compare_plan_run(plan, run_of(plan, 1.25)).as_dict()
+    assert data["error"]["step_time_s"] == pytest.approx(-0.2, abs=1e-6)
+    assert page == render_page(read_back(plan))
+
+
+def read_back(plan: Plan) -> Plan:
+    with tempfile.TemporaryDirectory() as folder:
+        return read_plan(write_plan(plan, Path(folder) / "plan.yaml"))
+
+
 def test_names_are_escaped() -> None:
     page = render_page(plan_of(PIPED, name="<b>x</b>"), run=run_of(plan_of(PIPED, name="<b>x</b>"), 1.0))
     assert "<b>x</b>" not in page and "&lt;b&gt;x&lt;/b&gt;" in page
@@ -157,7 +205,7 @@ def test_the_page_embeds_a_plan_that_can_be_read_again(tmp_path: Path) -> None:
     plan = plan_of(PIPED)
     page = render_page(plan)
     embedded = page[page.index("schema: headway.plan/1"):].split("</pre>")[0]
-    (tmp_path / "plan.yaml").write_text(embedded.replace("&#39;", "'").replace("&gt;", ">").replace("&#34;", '"'))
+    (tmp_path / "plan.yaml").write_text(unescape(embedded))
     again = read_plan(tmp_path / "plan.yaml")
     assert (again.strategy, again.prediction, again.inputs) == (plan.strategy, plan.prediction, plan.inputs)
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
 
-from profiles.collectives import Collective
+from profiles.collectives import Collective, reached
 from profiles.families.pieces import (
     ACTIVATION,
     Item,
@@ -107,9 +107,14 @@ def expert_items(spec: ModelSpec, ffn: Experts, shape: Shape) -> tuple[Item, ...
     local, h, k = shape.local_tokens, spec.hidden, ffn.top_k
     width = ffn.latent or h
     routed = local * k
-    # of k experts drawn at random, 1 - (1 - 1/ep)^k of the ranks hold one or more
-    ranks = np.asarray(shape.ep, dtype=float)
-    travelling = np.minimum(routed, local * ranks * (1 - (1 - 1 / ranks) ** k)) if shape.sends_once else routed
+    travelling = local * reached(shape.ep, k) if shape.sends_once else routed
+    copies = k if shape.sends_once else 0
+    # with a token sent once go its weights for all experts, in fp32 (HybridEP: probabilities of the whole domain)
+    weights = 4 / ELEMENT_BYTES[shape.dtype] * ffn.num_experts if shape.sends_once else 0
+    # Megatron-Core's all-to-all dispatcher sorts copies by rank before they leave, and by expert where they arrive
+    arrived = routed * shape.imbalance
+    sorts = shape.expert_kernels == "loop" and not shape.sends_once
+    sort = (pointwise("ffn.sort", "permute", arrived, width, shape),) if sorts else ()
     readers = 2 + bool(ffn.shared_hidden) + ffn.shared_gate
     return (
         *fan_in("ffn.fan_in", local, h, shape, readers),
@@ -120,9 +125,12 @@ def expert_items(spec: ModelSpec, ffn: Experts, shape: Shape) -> tuple[Item, ...
         Pointwise(name="ffn.route", kind="route", rows=local, cols=ffn.num_experts, dtype="fp32", mode=shape.mode),
         *((gemm("ffn.latent_down", local, h, width, shape, saves_input=False),) if ffn.latent else ()),
         pointwise("ffn.permute", "permute", routed, width, shape),
-        *_dispatched("ffn.dispatch", "all_gather", travelling, width, shape),
-        *_grouped(ffn, routed * shape.etp * shape.imbalance, width, shape),
-        *reversed(_dispatched("ffn.combine", "reduce_scatter", travelling, width, shape)),
+        *_routes(ffn, shape),
+        *_dispatched("ffn.dispatch", "all_gather", travelling, width + weights, shape, copies),
+        *sort,
+        *_grouped(ffn, arrived * shape.etp, width, shape),
+        *sort,
+        *reversed(_dispatched("ffn.combine", "reduce_scatter", travelling, width, shape, copies)),
         pointwise("ffn.unpermute", "permute", routed, width, shape),
         *((gemm("ffn.latent_up", local, width, h, shape),) if ffn.latent else ()),
         *((norm(spec, "ffn.experts_post_norm", shape),) if ffn.branch_norms else ()),
@@ -130,10 +138,22 @@ def expert_items(spec: ModelSpec, ffn: Experts, shape: Shape) -> tuple[Item, ...
     )
 
 
-def _dispatched(name: str, over_etp: str, rows: Num, width: Num, shape: Shape) -> tuple[Collective, ...]:
+def _routes(ffn: Experts, shape: Shape) -> tuple[Collective, ...]:
+    """Return what tells every rank which experts all tokens of the group go to, a byte for each pair.
+
+    HybridEP gathers this map before it sends (deepseek-ai/DeepEP hybrid-ep, allgather_routing_map), forward only.
+    """
+    size = shape.local_tokens * ffn.num_experts * shape.ep
+    return (Collective(name="ffn.routes", kind="all_gather", axis="ep", bytes=size, group_size=shape.ep, backward_group=1),) \
+        if shape.sends_once else ()
+
+
+def _dispatched(
+    name: str, over_etp: str, rows: Num, width: Num, shape: Shape, copies: int
+) -> tuple[Collective, ...]:
     """Return the all-to-all over ep (what one rank sends), and the gather or scatter over expert tensor parallelism."""
     sent = ELEMENT_BYTES[shape.dtype] * rows * width
-    exchange = Collective(name=name, kind="all_to_all", axis="ep", bytes=sent, group_size=shape.ep)
+    exchange = Collective(name=name, kind="all_to_all", axis="ep", bytes=sent, group_size=shape.ep, copies=copies)
     cut = Collective(name=f"{name}.etp", kind=over_etp, axis="etp", bytes=sent * shape.etp, group_size=shape.etp)
     return (exchange, cut) if used(shape.etp) else (exchange,)
 
@@ -141,20 +161,33 @@ def _dispatched(name: str, over_etp: str, rows: Num, width: Num, shape: Shape) -
 def _grouped(ffn: Experts, rows: Num, width: Num, shape: Shape) -> tuple[Item, ...]:
     """Return the matmuls of this rank's experts, which share `rows` evenly."""
     groups, f = ffn.num_experts / shape.ep, ffn.hidden / shape.etp
-    m = rows / groups
+    m, fused, looped = rows / groups, shape.expert_kernels == "fused", shape.expert_kernels == "loop"
 
-    def grouped(name: str, k: Num, n: Num, saves_input: bool = True) -> GroupedGemm:
+    def grouped(name: str, k: Num, n: Num, casts: str, saves_input: bool = True) -> GroupedGemm:
+        # where kernels are fused, the matmul in front of an activation (forward) or behind it (backward) writes it cast
         return GroupedGemm(name=f"ffn.experts.{name}", groups=groups, m=m, k=k, n=n, dtype=shape.dtype,
-                           matmul=shape.matmul, saves_input=saves_input)
+                           matmul=shape.matmul, saves_input=saves_input, looped=looped,
+                           casts=(casts,) if fused else ("input", "gradient"))
 
     split = ffn.gated and not shape.fused_projections
-    up = (grouped("w1", width, f), grouped("w3", width, f, False)) if split else \
-        (grouped("w13", width, 2 * f),) if ffn.gated else (grouped("w1", width, f),)
+    up = (grouped("w1", width, f, "input"), grouped("w3", width, f, "input", False)) if split else \
+        (grouped("w13", width, 2 * f, "input"),) if ffn.gated else (grouped("w1", width, f, "input"),)
+    activation = pointwise(f"ffn.experts.{ffn.activation}", ACTIVATION[ffn.activation], rows, f, shape)
     return (
-        *fan_in("ffn.experts.fan_in", rows, width, shape, len(up)), *up,
-        pointwise(f"ffn.experts.{ffn.activation}", ACTIVATION[ffn.activation], rows, f, shape),
-        grouped("w2", f, width),
+        *fan_in("ffn.experts.fan_in", rows, width, shape, len(up)), *up, replace(activation, absorbed=fused),
+        grouped("w2", f, width, "gradient"), *_biased(ffn, rows, width, shape),
     )
+
+
+def _biased(ffn: Experts, rows: Num, width: Num, shape: Shape) -> tuple[Item, ...]:
+    """Return what adds the biases of the experts' outputs, each times its token's weight, where no kernel does it too.
+
+    Eager in fp32: the product, the sum, and joining the experts (Megatron-Core moe/experts.py, _apply_bias).
+    """
+    if not ffn.bias or shape.expert_kernels != "loop":
+        return ()
+    return tuple(Pointwise(name=f"ffn.experts.bias.{n}", kind="add", rows=rows, cols=width, dtype="fp32", mode=shape.mode)
+                 for n in ("product", "sum", "join"))
 
 
 def _shared_items(spec: ModelSpec, ffn: Experts, shape: Shape) -> tuple[Item, ...]:

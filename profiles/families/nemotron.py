@@ -13,6 +13,9 @@ from profiles.model import Experts, FeedForward, LayerSpec, ModelSpec, SelfAtten
 LETTERS = {"M": "mamba", "*": "attention", "E": "experts", "-": "dense"}
 BLOCK_TYPES = {"mamba": "mamba", "linear_attention": "mamba", "attention": "attention", "full_attention": "attention",
                "moe": "experts", "mlp": "dense"}
+MTP_REPEATS = 2
+"""How often training runs through the one block of multi-token prediction of Nemotron 3 (its weights are shared:
+NVIDIA-NeMo/Megatron-Bridge v0.6.0 recipes/nemotronh/h100/nemotron_3_super.py, mtp_num_layers, mtp_use_repeated_layer)."""
 
 
 def hybrid(config: Config) -> ModelSpec:
@@ -22,8 +25,12 @@ def hybrid(config: Config) -> ModelSpec:
     layers = {name: _hybrid_layer(config, name) for name in set(names)}
     eps = number(config, "layer_norm_epsilon", number(config, "rms_norm_eps", 1e-5))
     spec = replace(common(config, "nemotron_h", [layers[n] for n in names]), norm_eps=eps)
-    mtp = whole_number(config, "num_nextn_predict_layers", 0, least=0)
-    return replace(spec, source=f"without its {mtp} layer(s) for multi-token prediction" if mtp else "")
+    if not whole_number(config, "num_nextn_predict_layers", 0, least=0):
+        return spec
+    blocks = [_hybrid_layer(config, LETTERS[c]) for c in str(config.get("mtp_hybrid_override_pattern", "*E"))]
+    mixers, ffns = [b.mixer for b in blocks if b.mixer], [b.ffn for b in blocks if b.ffn]
+    whole = LayerSpec(name="mtp", mixer=mixers[0] if mixers else None, ffn=ffns[0] if ffns else None)
+    return replace(spec, mtp_layers=MTP_REPEATS, mtp_kind=whole)
 
 
 def _names(config: Config) -> list[str]:

@@ -28,7 +28,8 @@ class Shape:
     which of its kernels (flash1, flash2; empty: the best). `dropout`: masks on attention and residual. `context`: how
     keys reach other cp ranks (ring, all_gather, ulysses). `imbalance`: tokens of the busiest expert rank over the mean.
     `sends_once`: a token travels once to each rank that holds any of its experts and is copied there (DeepEP, arXiv
-    2412.19437, section 3.2.2), not once for each expert. `loss_in_place`: the loss makes no copy of the logits.
+    2412.19437, section 3.2.2), not once for each expert. `expert_kernels`: loop, grouped or fused. `loss_in_place`: the
+    loss makes no copy of the logits.
     """
 
     micro_batch: Num
@@ -48,6 +49,7 @@ class Shape:
     context: str = "ring"
     imbalance: float = 1.0
     sends_once: bool = False
+    expert_kernels: str = "grouped"
     loss_in_place: bool = False
 
     @property

@@ -21,9 +21,12 @@ from torch import Tensor
 from profiles import kernels
 from profiles.ops import Kernel
 
-DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.float8_e4m3fn}
 NORM_EPS = 1e-5
-NUM_OPTIMIZER_TENSORS = 64
+TENSORS_A_PART, MAX_PARTS = 9, 8
+"""Tensors of a layer, and parts of a model that one optimizer is given at most."""
+OPTIMIZER_BYTES = 1 << 28
+"""Weights, gradients and moments of those parts take no more than this."""
 ALIGNMENT = 64
 """Inputs start at a multiple of this many elements, as an allocator's do."""
 
@@ -58,6 +61,8 @@ def case_of(kernel: Kernel, pool: Tensor) -> Case:
     """Return the case of a kernel with inputs out of `pool` (one dimension, the kernel's dtype)."""
     if kernel.kind == "adamw":
         return _adamw(kernel, pool)
+    if kernel.dtype == "fp8" or kernel.kind == "quantise":
+        return _ungraded(kernel, pool)
     recipe = recipe_of(kernel, pool.device)
     numbers = itertools.count()
 
@@ -94,6 +99,8 @@ def num_pool_elements(kernel: Kernel) -> int:
     """Return the elements that a pool must have for one call of this kernel."""
     if kernel.kind == "adamw":
         return 1
+    if kernel.dtype == "fp8" or kernel.kind == "quantise":
+        return sum(_aligned(prod(s)) for s in _ungraded_shapes(kernel)) + ALIGNMENT
     recipe = recipe_of(kernel, "meta")
     return max(recipe.num_elements, _aligned(int(kernel.written_bytes))) + ALIGNMENT
 
@@ -187,26 +194,63 @@ def _accumulate(kernel: Kernel, recipe: Recipe, pool: Tensor, numbers: Iterator[
     return Case(kernel=kernel, prepare=prepare, call=call)
 
 
+def num_parts(num_params: int) -> int:
+    """Return how many parts (layers) of a model an optimizer is given: one call updates them all, as in training."""
+    return max(1, min(MAX_PARTS, OPTIMIZER_BYTES // (16 * num_params)))
+
+
 def _adamw(kernel: Kernel, pool: Tensor) -> Case:
+    """Return the update of parts of a model by one optimizer; a call stands for one part's share of its step."""
     num_params = kernel.size[0]
-    num_tensors = min(NUM_OPTIMIZER_TENSORS, num_params)
-    num_sets = max(1, min(8, pool.numel() // (4 * num_params)))
-    optimizers = []
-    for _ in range(num_sets):
-        tensors = [torch.zeros(num_params // num_tensors, device=pool.device) for _ in range(num_tensors)]
-        for tensor in tensors:
-            tensor.requires_grad_()
+    num_tensors = min(TENSORS_A_PART, num_params)
+    made: dict[int, torch.optim.AdamW] = {}
+
+    def prepare(num_calls: int) -> torch.optim.AdamW:
+        if num_calls not in made:
+            made.clear()
+            tensors = [torch.zeros(num_params // num_tensors, device=pool.device, requires_grad=True)
+                       for _ in range(num_tensors * num_calls)]
+            made[num_calls] = torch.optim.AdamW(tensors, lr=1e-4, fused=True)
+        (group,) = made[num_calls].param_groups
+        for tensor in group["params"]:
             tensor.grad = torch.full_like(tensor, 1e-3)
-        optimizers.append(torch.optim.AdamW(tensors, lr=1e-4, fused=True))
-        optimizers[-1].step()  # the first step allocates the states
-    rotation = itertools.cycle(optimizers)
+        return made[num_calls]
 
-    def prepare(num_calls: int) -> list[torch.optim.AdamW]:
-        return list(itertools.islice(rotation, num_calls))
+    def call(optimizer: torch.optim.AdamW) -> None:
+        optimizer.step()
+        # a training step frees its gradients, too
+        optimizer.zero_grad()
 
-    def call(prepared: list[torch.optim.AdamW]) -> None:
-        for optimizer in prepared:
-            optimizer.step()
+    return Case(kernel=kernel, prepare=prepare, call=call)
+
+
+def _ungraded_shapes(kernel: Kernel) -> tuple[Shape, ...]:
+    """Return the inputs of a kernel that is called by itself, whatever the pass: both matrices with k last, or a tensor."""
+    if kernel.kind == "quantise":
+        rows, cols = kernel.size
+        return ((rows, cols),)
+    m, n, k = kernel.size
+    return ((m, k), (n, k))
+
+
+def _ungraded(kernel: Kernel, pool: Tensor) -> Case:
+    """Return an FP8 matmul, or a cast to FP8 in both layouts: of each pass autograd knows nothing."""
+    numbers = itertools.count()
+    shapes = _ungraded_shapes(kernel)
+    one = torch.ones((), device=pool.device)
+
+    def prepare(num_calls: int) -> list[list[Tensor]]:
+        sets = [_take(pool, shapes, numbers) for _ in range(num_calls)]
+        if kernel.kind == "quantise":
+            _touch(t for tensors in sets for t in tensors)
+        return sets
+
+    def call(sets: list[list[Tensor]]) -> list[object]:
+        if kernel.kind == "quantise":
+            # matmuls take their operands with k last only, so that a tensor is needed as it is and transposed
+            narrow = [x.to(DTYPES["fp8"]) for (x,) in sets]
+            return [(x, x.t().contiguous()) for x in narrow]
+        return [torch._scaled_mm(a, b.t(), scale_a=one, scale_b=one, out_dtype=torch.bfloat16) for a, b in sets]
 
     return Case(kernel=kernel, prepare=prepare, call=call)
 

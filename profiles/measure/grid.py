@@ -7,7 +7,6 @@ from dataclasses import replace
 
 from profiles.files import BadInput
 from profiles.ops import (
-    ELEMENT_BYTES,
     SIZES,
     AdamW,
     Attention,
@@ -22,6 +21,11 @@ from profiles.ops import (
 POINTWISE_KINDS = ("rms_norm", "layer_norm", "rope", "swiglu", "gelu", "add")
 MEASURED = ("gemm", "attention", "embedding", "cross_entropy", "adamw", *POINTWISE_KINDS)
 """Kinds of kernel that are measured: those of the models that Headway's own engine trains."""
+DTYPES = ("fp32", "bf16", "fp16")
+"""Types that are measured on every device."""
+FP8 = "fp8"
+"""On CUDA alone: matmuls in e4m3, and the casts in front of them."""
+QUANTISE = "quantise"
 GEMMS = (
     (128, 128, 128), (256, 256, 256), (512, 512, 512), (1024, 1024, 1024), (2048, 2048, 2048),
     (1024, 256, 256), (1024, 1024, 256), (1024, 256, 1024), (256, 1024, 1024), (4096, 256, 256),
@@ -40,7 +44,9 @@ ACCELERATOR_SCALE = 4
 def default_kernels(dtypes: Sequence[str], scale: int = 1) -> tuple[Kernel, ...]:
     """Return the grid's kernels in these dtypes, smallest first within a kind and pass; `scale` stretches lengths."""
     ops: list[Op] = [AdamW(name="grid", params=p * scale**2) for p in PARAMS]
-    for dtype in dtypes:
+    if FP8 in dtypes:
+        ops += [Gemm(name="grid", m=m * scale, n=n * scale, k=k * scale, dtype="bf16", matmul=FP8) for m, n, k in GEMMS]
+    for dtype in (d for d in dtypes if d != FP8):
         ops += [Gemm(name="grid", m=m * scale, n=n * scale, k=k * scale, dtype=dtype) for m, n, k in GEMMS]
         ops += [
             Attention(name="grid", batch=b, heads=h, kv_heads=h, seq_len=s * scale, head_dim=d, dtype=dtype)
@@ -54,7 +60,7 @@ def default_kernels(dtypes: Sequence[str], scale: int = 1) -> tuple[Kernel, ...]
             Embedding(name="grid", tokens=t * scale, hidden=h * scale, vocab=v, dtype=dtype) for t, h, v in EMBEDDINGS
         ]
         ops += [CrossEntropy(name="grid", tokens=t * scale, vocab=v, dtype=dtype) for t, v in LOGITS]
-    kernels = [k for op in ops for p in ("F", "B", "W", "U") for k in op.kernels(p)]
+    kernels = unique(k for op in ops for p in ("F", "B", "W", "U") for k in op.kernels(p))
     return tuple(sorted(kernels, key=work))
 
 
@@ -70,11 +76,11 @@ def key(kernel: Kernel) -> tuple[str, str, str, tuple[int, ...]]:
 
 def whole(kernel: Kernel) -> Kernel:
     """Return a kernel with whole sizes of at least 1; one that the profiler does not know is a `BadInput`."""
-    if kernel.kind not in MEASURED or len(kernel.size) != len(SIZES[kernel.kind]):
+    if kernel.kind not in (*MEASURED, QUANTISE) or len(kernel.size) != len(SIZES[kernel.kind]):
         known = ", ".join(MEASURED)
         raise BadInput(f"cases: {kernel.kind} {kernel.size}: measured are {known}, with the sizes of profiles.ops")
-    if kernel.dtype not in ELEMENT_BYTES:
-        raise BadInput(f"cases: dtype: {kernel.dtype!r} is not known; known are {', '.join(ELEMENT_BYTES)}")
+    if kernel.dtype not in DTYPES and (kernel.kind, kernel.dtype) != ("gemm", FP8):
+        raise BadInput(f"cases: dtype: {kernel.dtype!r} is not measured; measured are {', '.join(DTYPES)}")
     return replace(kernel, size=tuple(max(1, round(float(s))) for s in kernel.size))
 
 

@@ -20,8 +20,9 @@ import numpy as np
 import profiles
 from profiles import files
 from profiles.files import BadInput
-from profiles.measure.grid import ACCELERATOR_SCALE, unique, whole
-from profiles.ops import ELEMENT_BYTES, Kernel
+from profiles.measure.grid import ACCELERATOR_SCALE, DTYPES, FP8, unique, whole
+from profiles.measure.others import load_between, usage
+from profiles.ops import Kernel
 from profiles.tables import MeasuredTable, table_from_rows
 
 CPU_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
@@ -43,7 +44,7 @@ def measure_machine(
     `cases` are measured first and whatever they take; a grid of default shapes fills the rest of about `seconds`.
     """
     on_gpu = device == "cuda"
-    dtypes = tuple(dtypes or (("bf16", "fp32") if on_gpu else ("fp32",)))
+    dtypes = tuple(dtypes or (("bf16", "fp16", FP8, "fp32") if on_gpu else ("fp32",)))
     _check(num_ranks, device, seconds, dtypes)
     folder = files.make_folder(folder or Path.cwd())
     job = {
@@ -52,14 +53,17 @@ def measure_machine(
         "dtypes": dtypes, "scale": ACCELERATOR_SCALE if on_gpu else 1, "pool_bytes": POOL_BYTES,
         "folder": str(folder.resolve()), "memory_bytes": None if on_gpu else _machine_bytes() // num_ranks,
     }
-    load = os.getloadavg()[0]
+    before = usage()
     found = _run_ranks(job, on_progress)
+    load = load_between(before, usage())
     rows = [_summary(row) for row in found["rows"]]
     head = {
         "name": name, "date": datetime.now(UTC).date().isoformat(), "num_ranks": num_ranks,
         "peak_flop_per_s": _peaks(rows), "memory_bytes_per_s": _copy_rate(rows),
         "memory_bytes": found["memory_bytes"], "framework_bytes": found["framework_bytes"],
-        "backend": job["backend"], "environment": found["environment"] | {"load_average": round(load, 2)},
+        "backend": job["backend"], "environment": found["environment"] | {
+            "load_average": load.average, "cores_of_others": load.cores_of_others,
+        },
     }
     return table_from_rows(head, rows)
 
@@ -71,9 +75,10 @@ def _check(num_ranks: int, device: str, seconds: float, dtypes: Sequence[str]) -
         raise BadInput(f"ranks: must be at least 1 (is {num_ranks})")
     if not seconds > 0:
         raise BadInput(f"seconds: must be positive (is {seconds:g})")
+    known = (*DTYPES, FP8) if device == "cuda" else DTYPES
     for dtype in dtypes:
-        if dtype not in ELEMENT_BYTES:
-            raise BadInput(f"dtype: must be one of {', '.join(ELEMENT_BYTES)} (is {dtype!r})")
+        if dtype not in known:
+            raise BadInput(f"dtype: must be one of {', '.join(known)} on {device} (is {dtype!r})")
     if device not in ("cpu", "cuda"):
         raise BadInput(f"device: must be cpu or cuda (is {device!r})")
     if device == "cuda":
@@ -150,7 +155,7 @@ def _summary(row: dict[str, Any]) -> dict[str, Any]:
     size = row["size"]
     p10, median, p90 = (float(f"{q:.9g}") for q in np.quantile(row["seconds"], (0.1, 0.5, 0.9)))
     return {
-        "kind": row["kind"], "pass": row["pass"], "dtype": row["dtype"], "mode": "eager" if size else "",
+        "kind": row["kind"], "pass": row["pass"], "dtype": row["dtype"], "mode": row["mode"],
         "group_size": _number(row["group_size"]), "bytes": _number(row["bytes"]),
         **{f"size_{i}": float(s) for i, s in enumerate(size)},
         "median_s": median, "p10_s": p10, "p90_s": p90, "num_samples": float(len(row["seconds"])),

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import os
-import platform
-import subprocess
 import sys
 import time
 from collections.abc import Callable
@@ -17,17 +14,22 @@ import torch
 import torch.distributed as dist
 
 from profiles import kernels
-from profiles.measure.grid import default_kernels, key, unique
+from profiles.measure.cases import num_parts
+from profiles.measure.engine import engine_rows
+from profiles.measure.environment import environment
+from profiles.measure.grid import FP8, default_kernels, key, unique
+from profiles.measure.host import host_copy_seconds, launch_seconds
 from profiles.measure.leave import leave_group
 from profiles.measure.rounds import Visit, agreed, make_pools, plan_visits, run_rounds
 from profiles.measure.storage import copy_seconds, disk_seconds
 from profiles.measure.wires import collective_rows
 from profiles.ops import Kernel
 
-SHARES = {"kernels": 0.72, "collectives": 0.18, "disk": 0.10}
-"""Of the time; a single rank gives the collectives' share to the kernels."""
+SHARES = {"kernels": 0.64, "collectives": 0.14, "engines": 0.14, "disk": 0.08}
+"""Of the time; a single rank gives the collectives' and engines' share to the kernels, and so does a GPU the engines'."""
 MAX_SHARE_OF_MEMORY = 0.25
 """A kernel whose tensors would take more of a rank's memory than this is not measured; optimizers share it."""
+FP8_CAPABILITY = (8, 9)
 
 Progress = Callable[[str, float], None]
 
@@ -54,17 +56,21 @@ def _measure(job: dict[str, Any], rank: int, progress: Progress) -> dict[str, An
     framework_bytes = _framework_bytes(device)
     memory_bytes = job["memory_bytes"] or torch.cuda.get_device_properties(rank).total_memory
     shares = dict(SHARES)
-    if num_ranks == 1:
-        shares["kernels"] += shares.pop("collectives")
+    for stage, absent in (("collectives", num_ranks == 1), ("engines", num_ranks == 1 or device != "cpu")):
+        if absent:
+            shares["kernels"] += shares.pop(stage)
     wanted = [Kernel(**(k | {"size": tuple(k["size"])})) for k in job["kernels"]]
-    grid = unique(default_kernels(job["dtypes"], job["scale"]), but=wanted)
+    dtypes = [d for d in job["dtypes"] if _runs(d, device)]
+    grid = unique(default_kernels(dtypes, job["scale"]), but=wanted)
     too_large = _too_large((*wanted, *grid), memory_bytes * MAX_SHARE_OF_MEMORY)
     progress("kernels", 0.0)
     visits = _kernels(
         [k for k in wanted if k not in too_large], [k for k in grid if k not in too_large],
         job, seconds * shares["kernels"], lambda part: progress("kernels", 0.95 * shares["kernels"] * part),
     )
-    rows = [_row(*key(v.case.kernel), seconds=_of_all_ranks(v.seconds, num_ranks)) for v in visits]
+    # now, while the device is warm
+    conditions = environment(device)
+    rows = [_row(*key(v.case.kernel), seconds=_of_all_ranks(v.quiet_seconds, num_ranks)) for v in visits]
     del visits
     if num_ranks > 1:
         def done(part: float) -> None:
@@ -74,16 +80,23 @@ def _measure(job: dict[str, Any], rank: int, progress: Progress) -> dict[str, An
             num_ranks, rank, device, seconds * shares["collectives"], done
         ):
             rows.append(_row(kind, seconds=samples, group_size=group_size, num_bytes=num_bytes))
+    if "engines" in shares:
+        rows += _engines(num_ranks, seconds * shares["engines"], lambda part: progress(
+            "engines", 0.95 * (shares["kernels"] + shares["collectives"] + shares["engines"] * part)
+        ))
     for num_bytes, samples in copy_seconds(device).items():
         rows.append(_row("memory_copy", seconds=_of_all_ranks(samples, num_ranks), num_bytes=num_bytes))
+    if device != "cpu":
+        rows += _gpu_rows(device, num_ranks)
     progress("disk", 0.95)
     num_bytes, writes, reads = disk_seconds(Path(job["folder"]), rank, seconds * shares["disk"])
     rows.append(_row("disk_write", seconds=_of_all_ranks(writes, num_ranks), num_bytes=num_bytes))
     rows.append(_row("disk_read", seconds=_of_all_ranks(reads, num_ranks), num_bytes=num_bytes))
     progress("done", 1.0)
+    left_out = [f"{k.kind} {k.pass_} {k.size}" for k in too_large if k in wanted]
     return {
         "rows": rows, "framework_bytes": framework_bytes, "memory_bytes": int(memory_bytes),
-        "environment": _environment(device, [f"{k.kind} {k.pass_} {k.size}" for k in too_large if k in wanted]),
+        "environment": conditions | ({"too_large_to_measure": left_out} if left_out else {}),
     }
 
 
@@ -99,12 +112,38 @@ def _kernels(
     return visits
 
 
+def _gpu_rows(device: str, num_ranks: int) -> list[dict[str, Any]]:
+    copies = [
+        _row(kind, seconds=_of_all_ranks(samples, num_ranks), num_bytes=num_bytes)
+        for (kind, num_bytes), samples in host_copy_seconds(device).items()
+    ]
+    launches = [
+        _row("launch", seconds=_of_all_ranks(samples, num_ranks), mode=mode) for mode, samples in launch_seconds().items()
+    ]
+    return copies + launches
+
+
+def _engines(num_ranks: int, budget_s: float, on_round: Callable[[float], None]) -> list[dict[str, Any]]:
+    return [
+        _row(r.kind, "", "fp32" if r.params else "", (r.params,) if r.params else (), seconds=r.seconds, mode=r.mode,
+             group_size=num_ranks, num_bytes=r.bytes)
+        for r in engine_rows(num_ranks, budget_s, on_round)
+    ]
+
+
+def _runs(dtype: str, device: str) -> bool:
+    """Return whether the device has matmuls of a type: FP8 from compute capability 8.9 on."""
+    return dtype != FP8 or (device != "cpu" and torch.cuda.get_device_capability() >= FP8_CAPABILITY)
+
+
 def _too_large(kernels: tuple[Kernel, ...], room_bytes: float) -> list[Kernel]:
     found = []
     kept_bytes = 0.0
     for kernel in kernels:
         # inputs, outputs, gradients, and what autograd keeps between; or weight, gradient and two moments
-        needed_bytes = 16.0 * kernel.size[0] if kernel.kind == "adamw" else 3.0 * float(kernel.moved_bytes)
+        needed_bytes = 3.0 * float(kernel.moved_bytes)
+        if kernel.kind == "adamw":
+            needed_bytes = 16.0 * kernel.size[0] * num_parts(kernel.size[0])
         if needed_bytes + kept_bytes > room_bytes:
             found.append(kernel)
         elif kernel.kind == "adamw":
@@ -115,11 +154,11 @@ def _too_large(kernels: tuple[Kernel, ...], room_bytes: float) -> list[Kernel]:
 
 def _row(
     kind: str, pass_: str = "", dtype: str = "", size: tuple[int, ...] = (), *, seconds: list[float],
-    group_size: int | None = None, num_bytes: int | None = None,
+    group_size: int | None = None, num_bytes: int | None = None, mode: str = "",
 ) -> dict[str, Any]:
     return {
-        "kind": kind, "pass": pass_, "dtype": dtype, "size": list(size), "group_size": group_size,
-        "bytes": num_bytes, "seconds": seconds,
+        "kind": kind, "pass": pass_, "dtype": dtype, "mode": mode or ("eager" if size else ""), "size": list(size),
+        "group_size": group_size, "bytes": num_bytes, "seconds": seconds,
     }
 
 
@@ -142,34 +181,6 @@ def _framework_bytes(device: str) -> int:
         return int(status.split("VmRSS:")[1].split()[0]) * 1024
     free, total = torch.cuda.mem_get_info()
     return total - free - torch.cuda.memory_allocated()
-
-
-def _environment(device: str, left_out: list[str]) -> dict[str, Any]:
-    found: dict[str, Any] = {
-        "python": platform.python_version(), "torch": torch.__version__, "platform": platform.platform(),
-        "device": torch.cuda.get_device_name() if device != "cpu" else _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads_per_rank": torch.get_num_threads(),
-    }
-    if device != "cpu" and (clocks := _clocks()):
-        found["clocks"] = clocks
-    if left_out:
-        found["too_large_to_measure"] = left_out
-    return found
-
-
-def _cpu_name() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text(encoding="utf-8").splitlines() if info.exists() else []
-    return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.machine())
-
-
-def _clocks() -> str:
-    query = ["nvidia-smi", "--query-gpu=clocks.sm,clocks.mem,power.limit", "--format=csv,noheader", "-i", "0"]
-    try:
-        return subprocess.run(query, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
-    except (OSError, subprocess.SubprocessError):
-        return ""
 
 
 def _progress(stage: str, fraction: float) -> None:

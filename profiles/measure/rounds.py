@@ -18,8 +18,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from profiles.measure.cases import DTYPES, Case, case_of, num_pool_elements
+from profiles.measure.cases import DTYPES, Case, case_of, num_parts, num_pool_elements
 from profiles.measure.grid import work
+from profiles.measure.others import Usage, cores_between, quieter, usage
 from profiles.ops import Kernel
 
 SAMPLE_S = 0.002
@@ -31,9 +32,12 @@ WANTED_WEIGHT = 3
 """A kernel that was asked for gets this many times the time of one of the grid."""
 MAX_SHARE_OF_A_CALL = 1 / 600
 """A grid kernel whose single call would take more than this share of the time is left out."""
-SPIN_CYCLES = 2_000_000
+SPIN_CYCLES, SPIN_CYCLES_A_CALL = 1_000_000, 300_000
 HELD_BYTES = 1 << 26
 """Results younger than this many bytes are kept."""
+
+WATCHED_S = 0.3
+"""Others' use of the processor is asked for this often: the system counts it in steps of some milliseconds."""
 
 Held = deque[tuple[float, object]]
 """Bytes and results, oldest first."""
@@ -41,12 +45,21 @@ Held = deque[tuple[float, object]]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Visit:
-    """How a case is visited in a round: calls in a sample, samples, and the samples of this rank so far."""
+    """How a case is visited in a round: calls in a sample, samples, and the samples of this rank so far.
+
+    `others` are the cores that other processes used around each sample.
+    """
 
     case: Case
     num_calls: int
     num_samples: int
     seconds: list[float] = field(default_factory=list)
+    others: list[float] = field(default_factory=list)
+
+    @property
+    def quiet_seconds(self) -> list[float]:
+        """Return the samples that others disturbed least."""
+        return quieter(self.seconds, self.others)
 
 
 def agreed(value: float) -> float:
@@ -54,6 +67,14 @@ def agreed(value: float) -> float:
     box = [value]
     dist.broadcast_object_list(box, src=0)
     return box[0]
+
+
+def disturbance(start: Usage) -> float:
+    """Return the cores that others than the ranks have used since a moment; 0 where the system does not tell."""
+    end = usage()
+    own = torch.tensor([end.own_s - start.own_s], dtype=torch.float64)
+    dist.all_reduce(own)
+    return agreed(cores_between(start, end, float(own)) or 0.0)
 
 
 def make_pools(kernels: Iterable[Kernel], pool_bytes: int, device: str) -> dict[str, Tensor]:
@@ -65,25 +86,29 @@ def make_pools(kernels: Iterable[Kernel], pool_bytes: int, device: str) -> dict[
     for name, some in of_dtype.items():
         dtype = DTYPES[name]
         size = max(pool_bytes // dtype.itemsize, *(num_pool_elements(k) for k in some))
-        tile = torch.randn(1 << 20, device=device, dtype=dtype)
-        pools[name] = tile.repeat(-(-size // tile.numel()))
+        # FP8 can be cast and viewed, and little else
+        tile = torch.randn(1 << 20, device=device).to(dtype).view(torch.uint8)
+        pools[name] = tile.repeat(-(-size // (1 << 20))).view(dtype)
     return pools
 
 
 def time_call(case: Case, num_calls: int, device: str, held: Held) -> float:
-    """Return seconds a call, of `num_calls` calls on fresh inputs; frees old results, and keeps the new ones."""
+    """Return seconds a call, of `num_calls` calls on fresh inputs; frees old results, and keeps the new ones.
+
+    On CPU these are the thread's own seconds: while another program has the core, nothing of the kernel is paid.
+    """
     prepared = case.prepare(num_calls)
     stale = _stale(held)
     if device == "cpu":
-        start_s = time.perf_counter()
+        start_s = time.thread_time()
         results = case.call(prepared)
         stale.clear()
-        seconds = time.perf_counter() - start_s
+        seconds = time.thread_time() - start_s
     else:
         start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
         torch.cuda.synchronize()
         # the device spins while the host queues the calls, so that the events time kernels and not their launches
-        torch.cuda._sleep(SPIN_CYCLES)  # type: ignore[no-untyped-call]
+        torch.cuda._sleep(SPIN_CYCLES + num_calls * SPIN_CYCLES_A_CALL)  # type: ignore[no-untyped-call]
         start.record()
         results = case.call(prepared)
         end.record()
@@ -132,8 +157,10 @@ def plan_visits(
 
 
 def _visit(case: Case, call_s: float, whole_s: float, share_s: float, pool: Tensor) -> Visit:
-    room = 1 if case.kernel.kind == "adamw" else max(1, pool.numel() // (2 * num_pool_elements(case.kernel)))
+    room = max(1, pool.numel() // (2 * num_pool_elements(case.kernel)))
     num_calls = max(1, min(MAX_CALLS, room, round(SAMPLE_S / call_s)))
+    if case.kernel.kind == "adamw":
+        num_calls = num_parts(case.kernel.size[0])
     # one more sample is made than counted: the first after a switch is discarded
     num_samples = max(1, min(MAX_SAMPLES_A_VISIT, int(share_s / (num_calls * whole_s)) - 1))
     return Visit(case=case, num_calls=num_calls, num_samples=num_samples)
@@ -146,10 +173,17 @@ def run_rounds(visits: Sequence[Visit], device: str, budget_s: float, on_round: 
     gc.collect()
     gc.disable()
     for number in range(MAX_ROUNDS):
+        since, watched = usage(), []
         for visit in visits:
             dist.barrier()
             samples = [time_call(visit.case, visit.num_calls, device, held) for _ in range(visit.num_samples + 1)]
             visit.seconds.extend(samples[1:])
+            watched.append(visit)
+            if visit is visits[-1] or agreed(time.perf_counter() - since.at_s) > WATCHED_S:
+                others = disturbance(since)
+                for seen in watched:
+                    seen.others.extend([others] * seen.num_samples)
+                since, watched = usage(), []
         spent_s = agreed(time.perf_counter() - start_s)
         on_round(min(1.0, spent_s / budget_s))
         if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > budget_s:

@@ -18,7 +18,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from profiles.collectives import KINDS
-from profiles.measure.rounds import agreed
+from profiles.measure.others import quieter, usage
+from profiles.measure.rounds import agreed, disturbance
 
 CPU_BYTES = (1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 CUDA_BYTES = (*CPU_BYTES, 1 << 26, 1 << 28)
@@ -49,20 +50,25 @@ def collective_rows(
                 if kind == "send" and group_size != 2 and num_ranks % 2 == 0:
                     continue
                 calls[kind, group_size, num_bytes] = _call(kind, num_bytes, group, members, rank, device)
-    piece = _piece() if device == "cpu" else None
+    piece = in_line_piece() if device == "cpu" else None
     spans: dict[tuple[str, int, int], Spans] = {key: [] for key in calls}
     alone: Spans = []
+    others: dict[tuple[str, int, int], list[float]] = {key: [] for key in calls}
     start_s = time.perf_counter()
     for number in range(MAX_ROUNDS):
         for key, call in calls.items():
             in_line = call if piece is None else partial(_in_line, piece, call)
+            before = usage()
             spans[key] += [_span(in_line, device) for _ in range(SAMPLES_A_VISIT + 1)][1:]
             if piece is not None:
                 alone.append(_span(partial(_in_line, piece, _nothing), device))
+                others[key] += [disturbance(before)] * SAMPLES_A_VISIT
         spent_s = agreed(time.perf_counter() - start_s)
         on_round(min(1.0, spent_s / budget_s))
         if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > budget_s:
             break
+    if piece is not None:
+        spans = {key: quieter(some, others[key]) for key, some in spans.items()}
     of_ranks: list[Any] = [None] * num_ranks
     dist.all_gather_object(of_ranks, spans)
     alones: list[Any] = [None] * num_ranks
@@ -71,7 +77,7 @@ def collective_rows(
     return [(*key, _samples(key, of_ranks, alone_s, num)) for key in calls]
 
 
-def _piece() -> Call:
+def in_line_piece() -> Call:
     """Return a matmul, or a few, of about `PIECE_S`, the same on every rank."""
     x = torch.ones(256, 256)
 
