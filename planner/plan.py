@@ -150,7 +150,8 @@ def plan_from_prediction(
 
 def _summary(prediction: Prediction) -> dict[str, Any]:
     data: dict[str, Any] = _rounded(prediction.as_dict())
-    return data
+    # as given, not rounded: it is compared with the plan's own
+    return data | {"strategy": json.loads(json.dumps(asdict(prediction.strategy)))}
 
 
 def _rounded(value: Any) -> Any:

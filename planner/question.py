@@ -63,9 +63,9 @@ def ask(
         assumptions.append(f"precision {precision}" + (" with fp32 master weights and gradients" if cuda else ""))
     for dtype in filter(None, MATMUL_TYPES[precision]):
         if dtype not in cluster.accelerator.peak_flop_per_s:
-            known = ", ".join(cluster.accelerator.peak_flop_per_s)
+            peaks = ", ".join(cluster.accelerator.peak_flop_per_s)
             raise BadInput(f"precision: {precision!r} computes in {dtype}, which {cluster.accelerator.title} lacks; "
-                           f"it has {known}")
+                           f"it has {peaks}")
     if software is None:
         software = Software(kernels="fused" if cuda else "eager")
         assumptions.append(f"software: {software.framework}, {software.year}")

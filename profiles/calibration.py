@@ -35,7 +35,8 @@ class Calibration(BaseModel):
 
     Standard deviations of the logarithm: `spread` of what is left in every step, `expert_spread` of the work of experts
     and of recurrences (routing, grouped matmuls, exchange, scans), `comm_spread` of other exposed communication.
-    `like` names the calibration of a sibling, from which few rows of its own move it. `num_rows` measured steps from `num_sources` sources were fitted on.
+    `like` names the calibration of a sibling, from which few rows of its own move it; `num_rows` measured steps from
+    `num_sources` sources were fitted on.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True, arbitrary_types_allowed=True)

@@ -62,7 +62,8 @@ def _fit(
     def build(values: np.ndarray) -> Calibration:
         made = as_calibration([round(float(v), 4) for v in values], **widths)
         return made.model_copy(update={
-            "accelerators": old.accelerators, "like": old.like, "source": source, "num_rows": len(rows), "num_sources": num_sources,
+            "accelerators": old.accelerators, "like": old.like, "source": source,
+            "num_rows": len(rows), "num_sources": num_sources,
         })
 
     return build(at.values), {source_name: build(values) for source_name, values in others.items()}

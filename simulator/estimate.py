@@ -12,9 +12,8 @@ from typing import Any
 import numpy as np
 
 from profiles.cost import CostModel
-from profiles.model import Part
 from profiles.ops import Num
-from simulator.layout import rank_parts
+from simulator.layout import stage_parts
 from simulator.pricing import Prices, Seconds, price
 from simulator.stages import StageSeconds, stage_seconds
 from simulator.strategy import Strategy, by_pipe
@@ -40,7 +39,7 @@ class Estimate:
 def send_delay_s(strategy: Strategy, send_s: Num) -> Num:
     """Return what sends add to a pipeline's step.
 
-    One way through and back, 2(p - 1) sends. Under 1F1B the first stage waits for that round trip again each time its
+    One way through and back, 2(p v - 1) sends. Under 1F1B the first stage waits for that round trip again each time its
     p micro-batches in flight are used up, and a round that is cut short costs two sends for each micro-batch after
     its second: with q, r = divmod(m - 1, p), 2(p - 1)(q + 1) + 2 max(0, r - 1). Exact for uniform stages and sends
     shorter than the passes (the replay is the oracle).
@@ -48,7 +47,8 @@ def send_delay_s(strategy: Strategy, send_s: Num) -> Num:
     p, m = np.asarray(strategy.pp), np.asarray(strategy.num_microbatches)
     rounds, rest = np.divmod(m - 1, p)
     steady = 2 * (p - 1) * rounds + 2 * np.maximum(0, rest - 1)
-    return (2 * (p - 1) + np.where(np.asarray(strategy.schedule) == "1F1B", steady, 0)) * np.where(p > 1, send_s, 0.0)
+    sends = 2 * (p * np.asarray(strategy.chunks) - 1) + np.where(np.asarray(strategy.schedule) == "1F1B", steady, 0)
+    return sends * np.where(p > 1, send_s, 0.0)
 
 
 def estimate(workload: Workload, cost: CostModel) -> Estimate:
@@ -74,13 +74,12 @@ def _estimate_pipes(workload: Workload, prices: Prices, pp: int, chunks: int, co
     """Return the step of strategies that cut the model into the same stages."""
     strategy = workload.strategy
     m = np.asarray(strategy.num_microbatches)
-    places = rank_parts(workload.model, pp, chunks, strategy.software.layer_split)
-    priced: dict[tuple[tuple[Part, int], ...], StageSeconds] = {}
-    for place in map(tuple, places):
-        if place not in priced:
-            priced[place] = stage_seconds(prices, strategy, list(place))
-    first, distinct = priced[tuple(places[0])], list(priced.values())
-    counts = [sum(tuple(p) == place for p in places) for place in priced]
+    stages = [tuple(s) for s in stage_parts(workload.model, pp, chunks, strategy.software.layer_split)]
+    each = {s: stage_seconds(prices, strategy, list(s)) for s in dict.fromkeys(stages)}
+    places = [tuple(stages[rank::pp]) for rank in range(pp)]
+    priced = {place: _rank_seconds([each[s] for s in place]) for place in dict.fromkeys(places)}
+    first, distinct = priced[places[0]], list(priced.values())
+    counts = [places.count(place) for place in priced]
 
     def passes(s: StageSeconds) -> Num:
         return s.forward_s + s.backward_s
@@ -91,8 +90,10 @@ def _estimate_pipes(workload: Workload, prices: Prices, pp: int, chunks: int, co
         busiest = _select(passes(s) > passes(busiest), s, busiest)
     slowest = passes(busiest)
     sends = send_delay_s(strategy, prices.send_s)
-    closing = first.last_backward_s - first.backward_s + first.first_forward_s - first.forward_s
-    dp_tail = first.tail_s + first.regather_s + np.maximum(0.0, closing)
+    # the first and the last micro-batch go through the first chunk of every rank, and through the others of one
+    closing = sum(_closing(each[s]) for s in stages[:pp]) + sum(_closing(each[s]) for s in places[-1][1:])
+    tail = each[stages[0]].tail_s if prices.overlaps and strategy.software.grad_reduce else first.tail_s
+    dp_tail = tail + first.regather_s + np.maximum(0.0, closing)
     # with v chunks a rank waits only for a chunk's turn: (p - 1) / v passes (arXiv 2104.04473, section 2.2.2)
     fixed = strategy.software.step_s
     running = through / chunks + (m - 1 / chunks) * slowest + sends + dp_tail + first.update_s
@@ -113,6 +114,18 @@ def _estimate_pipes(workload: Workload, prices: Prices, pp: int, chunks: int, co
     spread = np.sqrt(variance / np.maximum(filled, 1e-30) ** 2 + cost.calibration.spread**2)
     return Estimate(step_time_s=step, p10_s=step * np.exp(-P90_Z * spread), p90_s=step * np.exp(P90_Z * spread),
                     breakdown_s=parts)
+
+
+def _rank_seconds(chunks: list[StageSeconds]) -> StageSeconds:
+    """Return the seconds of a rank's chunks, one after the other."""
+    return StageSeconds(**{
+        f.name: sum((getattr(c, f.name) for c in chunks[1:]), getattr(chunks[0], f.name)) for f in fields(chunks[0])
+    })
+
+
+def _closing(stage: StageSeconds) -> Num:
+    """Return what the last backward and the first forward of a step take beyond the others."""
+    return stage.last_backward_s - stage.backward_s + stage.first_forward_s - stage.forward_s
 
 
 def _select(where: Num, yes: StageSeconds, no: StageSeconds) -> StageSeconds:

@@ -136,7 +136,7 @@ def lay_out_queue(units: list[Unit], overlaps: bool, beside_factor: float = 0.0)
         free = _add(spans, unit, "dp", "reduce", "B", max(free, at), unit.seconds.reduce_s)
     reduced = sum(float(u.seconds.reduce_s) for u in units)
     slowed = _slow(spans, units[-1], "B", now, beside_factor * min(reduced, now) if overlaps else 0.0)
-    return Inside(spans, slowed, max(0.0, free - now) if reduced > 0 else 0.0)
+    return Inside(spans, slowed, max(0.0, free - slowed) if reduced > 0 else 0.0)
 
 
 def _slow(spans: list[Span], unit: Unit, pass_: str, start: float, seconds: float) -> float:

@@ -131,7 +131,8 @@ def _layer_counts(model: ModelSpec, stages: int, split: str) -> list[int]:
     # the last stage gives up the layers that its tail stands for, as many as it has
     kept = max(0, stage_layers(model.num_layers + extra, stages)[-1] - extra)
     rest, others = model.num_layers - kept, stages - 1
-    return [rest // others + (stage < rest % others) for stage in range(others)] + [kept]
+    more = [*range(1, others), 0][: rest % others]
+    return [rest // others + (stage in more) for stage in range(others)] + [kept]
 
 
 def _by_cost(costs: list[float], head: float, stages: int) -> list[int]:
@@ -142,6 +143,11 @@ def _by_cost(costs: list[float], head: float, stages: int) -> list[int]:
         counts[stage] += 1
         done += cost
         stage += done > share * (stage + 1)
+    # a large head must not leave stages in front of its own without a layer
+    for stage in range(stages - 2, 0, -1):
+        if not counts[stage]:
+            donor = max(range(stage), key=lambda s: (counts[s], s))
+            counts[donor], counts[stage] = counts[donor] - 1, 1
     return counts
 
 

@@ -99,18 +99,21 @@ def replay(workload: Workload, cost: CostModel) -> Timeline:
     spans = replay_table(table, lambda a: inside(a).busy_s, send_s, num_stages)
     ranks = distinct_ranks(strategy)
     rows: list[tuple[Any, ...]] = []
-    ends = [0.0] * pp
+    ends, behind = [0.0] * pp, [0.0] * pp
+    # reductions that run beside nothing come after the last backward, those of all chunks
+    waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
     for span in spans:
         done = inside(span.action)
         place, m = span.action.stage % pp, span.action.microbatch
         rank = ranks[place]
         rows += [_row(rank, s, span.start_s, m, "cost model") for s in done.spans]
-        ends[place] = max(ends[place], span.end_s + done.tail_s)
+        ends[place] = max(ends[place], span.end_s + (0.0 if waits_for_all else done.tail_s))
+        behind[place] += done.tail_s * waits_for_all
         target = _sent_to(span.action, num_stages)
         if target is not None and send_s > 0:
             rows.append((rank, "pp", span.end_s, span.end_s + send_s, f"send to {ranks[target.stage % pp]}",
                          span.action.pass_, -1, m, float(workload.send.bytes), "cost model"))
-    for place, end in enumerate(ends):
+    for place, end in enumerate(end + tail for end, tail in zip(ends, behind, strict=True)):
         rows += [_row(ranks[place], s, end, -1, "cost model") for s in updates[place]]
         waits = [end + max((s.end_s for s in updates[place]), default=0.0)]
         rows.append((ranks[place], "host", waits[0], waits[0] + _uneven_s(waits[0], prices, strategy),

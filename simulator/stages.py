@@ -83,7 +83,7 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
         # the tail of an earlier micro-batch hides behind the next forward
         backward_s=plain,
         last_backward_s=np.where(zero >= 2, blocked, backward.total_s + slowed),
-        tail_s=np.where(zero >= 2, blocked_tail, queue_tail),
+        tail_s=np.where(zero >= 2, blocked_tail, np.maximum(0.0, queue_tail - slowed)),
         update_s=sum(prices.parts[p].update_s * n for p, n in parts),
         regather_s=regather + sum(prices.tie_s for p, _ in parts if p in ("embedding", "head")),
     )

@@ -8,7 +8,17 @@ from functools import cache
 import numpy as np
 import pytest
 
-from planner.calibrate import Measured, as_calibration, calibrate, prepare, prior_of, row_weights, slopes, spreads, without_source
+from planner.calibrate import (
+    Measured,
+    as_calibration,
+    calibrate,
+    prepare,
+    prior_of,
+    row_weights,
+    slopes,
+    spreads,
+    without_source,
+)
 from planner.question import ask
 from profiles.calibration import NONE, NUMBERS, catalogue, load_calibration
 from profiles.cost import cost_model

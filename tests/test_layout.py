@@ -158,8 +158,7 @@ def test_stages_in_a_row_are_the_model(pp: int, chunks: int, patterns: bool) -> 
     A last stage that also looks further ahead has fewer layers than the others, or none.
     """
     # with chunks the embedding and the head may have a stage each
-    alone = (1 if patterns else 2) if chunks > 1 else 0
-    for num_layers in range(max(1, pp * chunks - alone), 34):
+    for num_layers in range(max(1, pp * chunks - 2 * (chunks > 1)), 34):
         model = patterned(num_layers) if patterns else replace(LLAMA, pattern=(0,) * num_layers)
         names = ["dense", *["sparse"] * (num_layers - 1)] if patterns else ["layer"] * num_layers
         stages = stage_parts(model, pp, chunks)
@@ -192,7 +191,6 @@ def test_either_split_has_every_layer_once_and_the_costly_one_relieves_the_head(
             assert share * i < each * sum(layers[:i]) <= share * i + each
 
 
-@pytest.mark.xfail(strict=True, reason="layout._layer_counts and _by_cost leave the stage before the last one empty")
 @pytest.mark.parametrize(("model", "pp", "chunks", "split"), [
     (patterned(6), 4, 2, "even"), (load_model("llama-3-8b"), 4, 8, "cost"), (load_model("llama-3-8b"), 30, 1, "cost"),
 ], ids=["further tokens", "cost, chunks", "cost"])

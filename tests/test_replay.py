@@ -52,6 +52,8 @@ def test_chunks_cut_the_bubble(p: int, rounds: int, v: int, forward: int, backwa
     table = build_schedule("Interleaved1F1B", p, m, v)
     spans = replay_table(table, lambda a: t_f if a.pass_ == "F" else t_b, t_s, p * v)
     work = m * v * (t_f + t_b)
+    strategy = Strategy(pp=p, chunks=v, num_microbatches=m, schedule="Interleaved1F1B")
+    assert float(send_delay_s(strategy, t_s)) == (2 * (p * v - 1) * t_s if p > 1 else 0.0)
     bubble = max(s.end_s for s in spans) - work - 2 * (p * v - 1) * t_s
     assert bubble == (p - 1) * (t_f + t_b)
     assert bubble / work == pytest.approx((p - 1) / (v * m))
@@ -271,17 +273,11 @@ def test_without_a_pipeline_they_are_one_on_any_axis(name: str, zero: int, tp: i
         assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, "full", **AXES[name]), cost, SPARSE)) < 1e-12
 
 
-FIRST_STAGE_ONLY = pytest.mark.xfail(strict=True, reason="the closed form counts what the last backward takes beyond the "
-                                     "others on the first stage only: up to a quarter of the step where much is reduced")
-
-
 @pytest.mark.parametrize(("name", "zero", "pp", "m"), [
-    *product(["experts", "experts and ring"], range(4), (2, 4), (4, 16)),
-    *product(["ring"], (0, 1), (2, 4), (4, 16)),
-    *(pytest.param(*case, marks=FIRST_STAGE_ONLY) for case in product(["ring"], (2, 3), (2, 4), (4,))),
+    *product(["ring", "experts", "experts and ring"], range(4), (2, 4), (4, 16)),
 ])
 def test_with_a_pipeline_the_estimate_of_other_axes_is_close(name: str, zero: int, pp: int, m: int) -> None:
-    assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none", **AXES[name]), COST, SPARSE)) < 0.05
+    assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none", **AXES[name]), COST, SPARSE)) < 0.02
 
 
 @pytest.mark.parametrize("name", ["plain", "reduces after backward", "gathers beside forward", "slow host"])
@@ -293,17 +289,15 @@ def test_with_a_pipeline_the_calibrated_estimate_is_close(name: str, zero: int, 
 
 
 @pytest.mark.parametrize(("zero", "pp", "m"), [
-    *product((0, 1, 3), (2, 8), (4, 16)), pytest.param(2, 8, 4, marks=FIRST_STAGE_ONLY),
+    *product(range(4), (2, 8), (4, 16)),
 ])
 def test_with_a_pipeline_where_nothing_hides_the_estimate_is_close(zero: int, pp: int, m: int) -> None:
-    assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none"), IN_LINE)) < 0.1
+    assert abs(off(strategy_of(zero, pp, 1, "1F1B", m, "none"), IN_LINE)) < 0.02
 
 
-CALIBRATED_BOUND = 0.08
-"""The closed form counts the slower last backward of the first stage, the replay that of every stage."""
-CHUNKED_BOUNDS = {0: (0.05, 0.01), 1: (0.05, 0.01), 2: (0.1, 0.02), 3: (0.16, 0.1)}
-"""By ZeRO level, of short steps and of 8 p micro-batches: the closed form lays a rank's chunks out in one row, the
-replay gathers anew in front of each."""
+CALIBRATED_BOUND = 0.02
+CHUNKED_BOUNDS = {0: (0.03, 0.01), 1: (0.03, 0.01), 2: (0.07, 0.01), 3: (0.07, 0.01)}
+"""By ZeRO level, of short steps and of 8 p micro-batches: the head makes one chunk of the last rank longer."""
 
 
 @pytest.mark.parametrize(("zero", "pp", "chunks"), list(product(range(4), (2, 4, 8), (2, 4))))
@@ -320,7 +314,7 @@ def test_with_chunks_the_estimate_is_close(zero: int, pp: int, chunks: int) -> N
 @pytest.mark.parametrize(("zero", "pp", "m"), list(product(range(4), (2, 4, 8), (1, 4, 16, 64))))
 def test_with_a_pipeline_the_estimate_is_close(schedule: str, zero: int, pp: int, m: int) -> None:
     """The closed form knows stages only by place, so uneven ends cost it a few per cent."""
-    assert abs(off(strategy_of(zero, pp, 1, schedule, m, "none"))) < 0.05
+    assert abs(off(strategy_of(zero, pp, 1, schedule, m, "none"))) < 0.02
 
 
 @pytest.mark.parametrize("model", [MODEL, SPARSE], ids=lambda m: m.name)
@@ -498,10 +492,9 @@ def test_communication_beside_backward_slows_it() -> None:
     """DDP's reductions last 0.2 s of computation for each second that both run; ranks of 4 nodes wait 2 x 1 %."""
     plain, slowed = priced(m=1), priced(m=1, cost=CALIBRATED)
     both = min(plain["reduce_s"], plain["backward"])
-    # no less than the computation alone, no more than if nothing of it hid behind the last reductions
+    # the computation so slowed, or the reductions where they last longer
     least = plain["forward"] + plain["backward"] + 0.2 * both + plain["update_s"]
-    most = plain["step"] + 0.2 * both
-    assert max(plain["step"], least) * 1.02 * (1 - 1e-12) <= slowed["step"] <= most * 1.02 * (1 + 1e-12)
+    assert slowed["step"] == pytest.approx(max(plain["step"], least) * 1.02, rel=1e-12)
     late, alone = priced(m=1, cost=CALIBRATED, grad_reduce=False), priced(m=1, grad_reduce=False)
     assert late["step"] == pytest.approx(alone["step"] * 1.02, rel=1e-12)
 
