@@ -90,7 +90,7 @@ def _question(
     return ask(
         load_model(model), machine, tokens=parse(tokens, "count", "tokens"), cluster_text=cluster, seq_len=seq_len,
         global_batch=global_batch, precision=precision, kernels=kernels,
-        software=load_software(software) if software else None, price=given,
+        software=load_software(software, precision or "") if software else None, price=given,
     )
 
 

@@ -50,8 +50,6 @@ SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
     ("other_notes", r"CUDA graphs (?:on|transformer_engine)[^;]*\bmoe_router\b", {"graphs": "router"}),
     ("other_notes", r"CUDA graphs (?:on|transformer_engine)[^;]*\b(?:attn|mamba|mlp)\b", {"graphs": "dense"}),
     ("other_notes", r"step \"(?:CUDA graphs|CPU-side optimisation|HybridEP|final)\"", {"graphs": "dense"}),
-    # steps of a log before the one that tuned the host: fitted to the first of them
-    ("other_notes", r"step \"(?!CPU-side optimisation|HybridEP|final)", {"host_launch_s": 2.4e-4}),
     ("other_notes", r"CUDA graphs(?: local)?(?:;|$)", {"graphs": "all"}),
     ("other_notes", r"CUDA graphs(?: local)? full_iteration", {"graphs": "all", "expert_kernels": "fused"}),
     ("other_notes", r"MoE all-to-all overlap on|(?<!no )EP overlap(?! off)", {"ep_overlap": True}),

@@ -163,7 +163,7 @@ def _layer_cost(model: ModelSpec, kind: int) -> float:
 
 
 def tail_layers(model: ModelSpec) -> int:
-    """Return how many layers the work of head and multi-token prediction is worth, by FLOP."""
+    """Return how many whole layers the work of head and multi-token prediction is worth, by FLOP."""
     shape = Shape(micro_batch=1, seq_len=min(model.max_seq_len, 4096))
 
     def flop(part: Part) -> float:
@@ -171,7 +171,7 @@ def tail_layers(model: ModelSpec) -> int:
         return sum(float(k.model_flop) for op in ops for k in op.kernels("F"))
 
     layer = flop(model.kinds[model.pattern[-1]].name)
-    return round((flop("head") + model.mtp_layers * flop("mtp")) / layer)
+    return int((flop("head") + model.mtp_layers * flop("mtp")) / layer)
 
 
 def rank_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even") -> list[list[tuple[Part, int]]]:

@@ -182,6 +182,17 @@ def test_the_quieter_half_is_kept_at_least(others: list[float]) -> None:
     assert max(others[i] for i in kept) <= min((c for i, c in enumerate(others) if i not in kept), default=9.0)
 
 
+def test_measuring_goes_on_until_there_are_quiet_samples_or_patience_ends() -> None:
+    pytest.importorskip("torch")
+    from profiles.measure.rounds import goes_on
+
+    quiet, loud = [[0.0] * 4], [[0.0] * 4, [0.0, 1.0, 1.0, 1.0]]
+    assert goes_on(1, 2, 9.0, 1.0, quiet)
+    assert goes_on(2, 2, 1.0, 2.0, quiet) and not goes_on(2, 2, 1.9, 2.0, quiet)
+    assert goes_on(2, 2, 1.9, 2.0, loud) and not goes_on(2, 2, 4.9, 2.0, loud)
+    assert not goes_on(2, 2, 1.9, 2.0, ())
+
+
 def test_what_others_use_is_what_is_busy_and_not_ours() -> None:
     start = Usage(at_s=10.0, busy_s=100.0, own_s=5.0, load_average=1.5)
     end = Usage(at_s=14.0, busy_s=107.0, own_s=8.0, load_average=9.0)

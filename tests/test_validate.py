@@ -272,8 +272,6 @@ def test_a_file_without_the_columns_is_one_clear_line(tmp_path: Path) -> None:
             read_rows(path)
     with pytest.raises(BadInput, match="no such file"):
         read_rows(tmp_path / "none.csv")
-    with pytest.raises(BadInput, match="runs: give a CSV"):
-        validate(None)
 
 
 def test_rows_are_chosen_by_glob_and_by_number() -> None:
@@ -369,7 +367,7 @@ def test_headlines_stand_beside_their_targets(monkeypatch: pytest.MonkeyPatch) -
     assert dense["MAPE"].n == 1
     assert dense["MAPE"].met is True
     assert dense["coverage of P10 to P90"].met is False
-    assert dense["P90"].met is None
+    assert dense["median"].met is None
     assert {h.set: h.n for h in found if h.figure == "MAPE"}["experts, FP8, FP4 or Blackwell"] == 2
 
 

@@ -27,7 +27,7 @@ from torch.distributed.tensor import DTensor, Partial, Placement, Replicate, Sha
 from torch.distributed.tensor.parallel import ColwiseParallel, PrepareModuleInput, RowwiseParallel, parallelize_module
 
 from profiles.measure.others import quieter, usage
-from profiles.measure.rounds import agreed, disturbance
+from profiles.measure.rounds import agreed, disturbance, goes_on
 from profiles.measure.wires import LEAST_S, Call, in_line_piece
 
 WIDTH, NARROW = 256, 16
@@ -112,7 +112,7 @@ def _samples(
     found: dict[Key, list[tuple[float, ...]]] = {key: [] for key in calls}
     others: dict[Key, list[float]] = {key: [] for key in calls}
     start_s = time.perf_counter()
-    for number in range(MAX_ROUNDS):
+    for number in range(1, MAX_ROUNDS + 1):
         for key, some in calls.items():
             for call in some:
                 call()  # the first after a switch is slow
@@ -121,7 +121,7 @@ def _samples(
             others[key] += [disturbance(before)] * SAMPLES_A_VISIT
         spent_s = agreed(time.perf_counter() - start_s)
         on_round(min(1.0, spent_s / budget_s))
-        if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > budget_s:
+        if not goes_on(number, MIN_ROUNDS, spent_s, budget_s, others.values()):
             break
     return {key: quieter(samples, others[key]) for key, samples in found.items()}
 

@@ -84,14 +84,8 @@ def _measure(job: dict[str, Any], rank: int, progress: Progress) -> dict[str, An
         rows += _engines(num_ranks, seconds * shares["engines"], lambda part: progress(
             "engines", 0.95 * (shares["kernels"] + shares["collectives"] + shares["engines"] * part)
         ))
-    for num_bytes, samples in copy_seconds(device).items():
-        rows.append(_row("memory_copy", seconds=_of_all_ranks(samples, num_ranks), num_bytes=num_bytes))
-    if device != "cpu":
-        rows += _gpu_rows(device, num_ranks)
     progress("disk", 0.95)
-    num_bytes, writes, reads = disk_seconds(Path(job["folder"]), rank, seconds * shares["disk"])
-    rows.append(_row("disk_write", seconds=_of_all_ranks(writes, num_ranks), num_bytes=num_bytes))
-    rows.append(_row("disk_read", seconds=_of_all_ranks(reads, num_ranks), num_bytes=num_bytes))
+    rows += _copies_and_disk(job, rank, seconds * shares["disk"])
     progress("done", 1.0)
     left_out = [f"{k.kind} {k.pass_} {k.size}" for k in too_large if k in wanted]
     return {
@@ -110,6 +104,21 @@ def _kernels(
     run_rounds(visits, job["device"], left_s, on_round)
     gc.collect()
     return visits
+
+
+def _copies_and_disk(job: dict[str, Any], rank: int, budget_s: float) -> list[dict[str, Any]]:
+    device, num_ranks = job["device"], job["num_ranks"]
+    rows = [
+        _row("memory_copy", seconds=_of_all_ranks(samples, num_ranks), num_bytes=num_bytes)
+        for num_bytes, samples in copy_seconds(device).items()
+    ]
+    if device != "cpu":
+        rows += _gpu_rows(device, num_ranks)
+    num_bytes, writes, reads = disk_seconds(Path(job["folder"]), rank, budget_s)
+    return [
+        *rows, _row("disk_write", seconds=_of_all_ranks(writes, num_ranks), num_bytes=num_bytes),
+        _row("disk_read", seconds=_of_all_ranks(reads, num_ranks), num_bytes=num_bytes),
+    ]
 
 
 def _gpu_rows(device: str, num_ranks: int) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from profiles.measure.cases import DTYPES, Case, case_of, num_parts, num_pool_elements
 from profiles.measure.grid import work
-from profiles.measure.others import Usage, cores_between, quieter, usage
+from profiles.measure.others import MANY_CORES, Usage, cores_between, quieter, usage
 from profiles.ops import Kernel
 
 SAMPLE_S = 0.002
@@ -36,6 +37,8 @@ SPIN_CYCLES, SPIN_CYCLES_A_CALL = 1_000_000, 300_000
 HELD_BYTES = 1 << 26
 """Results younger than this many bytes are kept."""
 
+QUIET_SAMPLES, PATIENCE = 4, 2.5
+"""Samples that others should leave alone, and how many times its time a measurement may take to find them."""
 WATCHED_S = 0.3
 """Others' use of the processor is asked for this often: the system counts it in steps of some milliseconds."""
 
@@ -72,9 +75,21 @@ def agreed(value: float) -> float:
 def disturbance(start: Usage) -> float:
     """Return the cores that others than the ranks have used since a moment; 0 where the system does not tell."""
     end = usage()
-    own = torch.tensor([end.own_s - start.own_s], dtype=torch.float64)
-    dist.all_reduce(own)
-    return agreed(cores_between(start, end, float(own)) or 0.0)
+    own_s: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(own_s, end.own_s - start.own_s)
+    return agreed(cores_between(start, end, sum(own_s)) or 0.0)
+
+
+def goes_on(num_rounds: int, least: int, spent_s: float, budget_s: float, others: Iterable[Sequence[float]]) -> bool:
+    """Return whether to make another round: while time is left, and longer where others disturbed most of some samples.
+
+    `others` are the cores that others used around the samples so far of each thing that is measured.
+    """
+    then_s = spent_s * (num_rounds + 1) / num_rounds
+    if num_rounds < least or then_s <= budget_s:
+        return True
+    disturbed = any(sum(cores <= MANY_CORES for cores in some) < QUIET_SAMPLES for some in others)
+    return disturbed and then_s <= PATIENCE * budget_s
 
 
 def make_pools(kernels: Iterable[Kernel], pool_bytes: int, device: str) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from profiles.collectives import KINDS
 from profiles.measure.others import quieter, usage
-from profiles.measure.rounds import agreed, disturbance
+from profiles.measure.rounds import agreed, disturbance, goes_on
 
 CPU_BYTES = (1 << 10, 1 << 13, 1 << 16, 1 << 19, 1 << 22, 1 << 24)
 CUDA_BYTES = (*CPU_BYTES, 1 << 26, 1 << 28)
@@ -53,22 +53,24 @@ def collective_rows(
     piece = in_line_piece() if device == "cpu" else None
     spans: dict[tuple[str, int, int], Spans] = {key: [] for key in calls}
     alone: Spans = []
+    around: list[float] = []
     others: dict[tuple[str, int, int], list[float]] = {key: [] for key in calls}
     start_s = time.perf_counter()
-    for number in range(MAX_ROUNDS):
+    for number in range(1, MAX_ROUNDS + 1):
         for key, call in calls.items():
             in_line = call if piece is None else partial(_in_line, piece, call)
             before = usage()
             spans[key] += [_span(in_line, device) for _ in range(SAMPLES_A_VISIT + 1)][1:]
             if piece is not None:
                 alone.append(_span(partial(_in_line, piece, _nothing), device))
-                others[key] += [disturbance(before)] * SAMPLES_A_VISIT
+                around.append(disturbance(before))
+                others[key] += [around[-1]] * SAMPLES_A_VISIT
         spent_s = agreed(time.perf_counter() - start_s)
         on_round(min(1.0, spent_s / budget_s))
-        if number + 1 >= MIN_ROUNDS and spent_s * (number + 2) / (number + 1) > budget_s:
+        if not goes_on(number, MIN_ROUNDS, spent_s, budget_s, others.values() if piece is not None else ()):
             break
     if piece is not None:
-        spans = {key: quieter(some, others[key]) for key, some in spans.items()}
+        alone, spans = quieter(alone, around), {key: quieter(some, others[key]) for key, some in spans.items()}
     of_ranks: list[Any] = [None] * num_ranks
     dist.all_gather_object(of_ranks, spans)
     alones: list[Any] = [None] * num_ranks
