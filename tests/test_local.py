@@ -278,7 +278,7 @@ def ran(tmp_path_factory: pytest.TempPathFactory) -> tuple[LocalAccuracy, Path, 
     shape: dict[str, Any] = {"precision": "fp32", "seq_len": 64, "micro_batch": 2, "software": Software(kernels="eager")}
     cases = [Case(name=name, model=TINY, strategy=Strategy(**shape, **fields))
              for name, fields in (("alone", {}), ("tp", {"tp": 2}))]
-    result = validate_local(out, cases=cases, seconds=2.0, on_progress=lambda share, note: told.append((share, note)))
+    result = validate_local(out, cases=cases, seconds=0.5, on_progress=lambda share, note: told.append((share, note)))
     return result, out, told
 
 
