@@ -1,36 +1,64 @@
-"""Actions and tables: the grammar, and the check that a table can run."""
+"""The grammar of schedule tables, which is torch's: `2F0` is stage 2, forward, micro-batch 0."""
 
 from __future__ import annotations
 
+import csv
 import re
 from typing import NamedTuple
 
 from profiles.files import BadInput
 
+OVERLAP = "OVERLAP_F_B"
+
 
 class Action(NamedTuple):
-    """One pass of one micro-batch through one stage, written `2F0`: stage 2, forward, micro-batch 0."""
+    """One pass of one micro-batch through one stage: F forward, B backward, or its halves I (input gradient) and W
+    (weight gradient).
+
+    A forward and a backward that run as one, `(0F5;7B1)OVERLAP_F_B`, are one action of two `parts`, which belongs to no
+    stage and no micro-batch (-1).
+    """
 
     stage: int
     pass_: str
     microbatch: int
+    parts: tuple[Action, ...] = ()
 
     def __str__(self) -> str:
+        if self.parts:
+            return f"({';'.join(str(a) for a in self.parts)}){self.pass_}"
         return f"{self.stage}{self.pass_}{self.microbatch}"
 
 
 Table = list[list[Action]]
 """Per rank, its actions in order."""
 
-_ACTION = re.compile(r"^(\d+)([FBIW])(\d+)$")
+_ACTION = re.compile(r"(\d+)([FBIW])(\d+)", re.ASCII)
+_PAIR = re.compile(r"\(([^;()]+);([^;()]+)\)" + OVERLAP)
+_COMMUNICATION = re.compile(r"\d+(UNSHARD|RESHARD|REDUCE_GRAD|(SEND|RECV)_[FB]\d+)", re.ASCII)
 
 
-def parse_action(text: str) -> Action:
-    """Return the action that is written as in torch: F forward, B backward, I input gradient, W weight gradient."""
-    match = _ACTION.match(text.strip())
-    if not match:
-        raise BadInput(f"schedule: {text!r} is not an action; write stage, pass and micro-batch like '2F0'")
-    return Action(int(match[1]), match[2], int(match[3]))
+def overlap(forward: Action, backward: Action) -> Action:
+    """Return a forward and a backward as one action."""
+    return Action(-1, OVERLAP, -1, (forward, backward))
+
+
+def passes(action: Action) -> tuple[Action, ...]:
+    """Return the passes of an action: itself, or the two of an overlapped pair."""
+    return action.parts or (action,)
+
+
+def parse_action(text: str, origin: str = "schedule") -> Action:
+    """Return the action that is written as in torch; `origin` is named in errors."""
+    text = text.strip()
+    if match := _PAIR.fullmatch(text):
+        pair = overlap(parse_action(match[1], origin), parse_action(match[2], origin))
+        if [a.pass_ for a in pair.parts] != ["F", "B"]:
+            raise BadInput(f"{origin}: {text!r} overlaps other passes than a forward and a backward, like '(0F5;7B1){OVERLAP}'")
+        return pair
+    if match := _ACTION.fullmatch(text):
+        return Action(int(match[1]), match[2], int(match[3]))
+    raise BadInput(f"{origin}: {text!r} is not an action; write stage, pass (F, B, I or W) and micro-batch like '2F0'")
 
 
 def format_table(table: Table) -> str:
@@ -38,53 +66,14 @@ def format_table(table: Table) -> str:
     return "".join(",".join(str(a) for a in row) + "\n" for row in table)
 
 
-def parse_table(text: str) -> Table:
-    """Return the table in CSV text; empty cells are idle slots and are left out."""
-    rows = [line.split(",") for line in text.splitlines() if line.strip()]
-    return [[parse_action(cell) for cell in row if cell.strip()] for row in rows]
+def parse_table(text: str, origin: str = "schedule") -> Table:
+    """Return the table in CSV text, one rank a line.
 
-
-def check_table(table: Table, num_stages: int, num_microbatches: int) -> None:
-    """Refuse a table that misses or repeats an action, or that deadlocks (the two actions that wait are named)."""
-    where: dict[Action, int] = {}
-    for rank, row in enumerate(table):
-        for action in row:
-            if action in where:
-                raise BadInput(f"schedule: {action} stands twice, on rank {where[action]} and on rank {rank}")
-            where[action] = rank
-    for stage in range(num_stages):
-        for microbatch in range(num_microbatches):
-            for pass_ in "FB":
-                if Action(stage, pass_, microbatch) not in where:
-                    raise BadInput(f"schedule: {Action(stage, pass_, microbatch)} is missing")
-    extra = [a for a in where if a.stage >= num_stages or a.microbatch >= num_microbatches]
-    if extra:
-        raise BadInput(
-            f"schedule: {extra[0]} is outside {num_stages} stages and {num_microbatches} micro-batches"
-        )
-    _check_progress(table, num_stages)
-
-
-def needs(action: Action, num_stages: int) -> list[Action]:
-    """Return what an action waits for besides its place in the row: its neighbour's F or B, and its own F."""
-    stage, pass_, microbatch = action
-    if pass_ == "F":
-        return [Action(stage - 1, "F", microbatch)] if stage > 0 else []
-    own = [Action(stage, "F", microbatch)]
-    return own + ([Action(stage + 1, "B", microbatch)] if stage < num_stages - 1 else [])
-
-
-def _check_progress(table: Table, num_stages: int) -> None:
-    position, done = [0] * len(table), set[Action]()
-    progressed = True
-    while progressed:
-        progressed = False
-        for rank, row in enumerate(table):
-            while position[rank] < len(row) and all(n in done for n in needs(row[position[rank]], num_stages)):
-                done.add(row[position[rank]])
-                position[rank] += 1
-                progressed = True
-    stuck = [row[i] for row, i in zip(table, position, strict=True) if i < len(row)]
-    if stuck:
-        waits = next(n for n in needs(stuck[0], num_stages) if n not in done)
-        raise BadInput(f"schedule: deadlock: {stuck[0]} waits for {waits}, which never comes")
+    Empty cells (idle slots) are left out, and so are torch's communication actions, which its default dump has
+    (SEND_F, RECV_F, SEND_B, RECV_B, UNSHARD, RESHARD, REDUCE_GRAD): what is sent and gathered follows from the passes.
+    """
+    return [
+        [parse_action(cell, f"{origin}: line {line}, cell {i}") for i, cell in enumerate(cells, 1)
+         if cell.strip() and not _COMMUNICATION.fullmatch(cell.strip())]
+        for line, cells in enumerate(csv.reader(text.rstrip().splitlines()), 1)
+    ]

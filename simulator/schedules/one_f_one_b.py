@@ -5,11 +5,11 @@ from __future__ import annotations
 from simulator.schedules.actions import Action, Table
 
 
-def one_f_one_b(num_stages: int, num_microbatches: int) -> Table:
-    """Return the table; stage s holds at most num_stages - s micro-batches."""
+def one_f_one_b(num_ranks: int, num_microbatches: int, chunks: int = 1) -> Table:
+    """Return the table for one chunk; stage s holds at most num_ranks - s micro-batches."""
     table: Table = []
-    for stage in range(num_stages):
-        warm_up = min(num_microbatches, num_stages - stage)
+    for stage in range(num_ranks):
+        warm_up = min(num_microbatches, num_ranks - stage)
         row = [Action(stage, "F", m) for m in range(warm_up)]
         for m in range(num_microbatches):
             row.append(Action(stage, "B", m))
