@@ -71,6 +71,10 @@ SoftwareOption = Annotated[str | None, typer.Option(
     "--software", help="What trains: a name of `headway catalog software`, or a YAML. [Headway's own torch engine]"
 )]
 Kernels = Annotated[str | None, typer.Option(help="eager, or fused (torch.compile). [fused on GPUs, eager on CPU]")]
+LoraRank = Annotated[int, typer.Option(
+    help="Fine-tune by low-rank adapters of this rank, all other weights frozen; 0: train all."
+)]
+LoraTargets = Annotated[str, typer.Option(help="Which linear maps adapters stand beside: attention or all.")]
 PriceOption = Annotated[str | None, typer.Option("--price", help="Override the price, like '2.20 USD/h' per GPU.")]
 Profile = Annotated[Path | None, typer.Option(help="A profile file, for the cluster 'local'.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, SI numbers, nothing else.")]
@@ -79,6 +83,7 @@ Json = Annotated[bool, typer.Option("--json", help="One JSON object on stdout, S
 def _question(
     model: str, cluster: str, tokens: str, gpus: int | None, seq_len: int | None, global_batch: int | None,
     precision: str | None, kernels: str | None, software: str | None, price: str | None, profile: Path | None,
+    lora_rank: int, lora_targets: str,
 ) -> Question:
     machine = load_cluster(cluster, profile)
     if gpus is not None:
@@ -90,7 +95,8 @@ def _question(
     return ask(
         load_model(model), machine, tokens=parse(tokens, "count", "tokens"), cluster_text=cluster, seq_len=seq_len,
         global_batch=global_batch, precision=precision, kernels=kernels,
-        software=load_software(software, precision or "") if software else None, price=given,
+        software=load_software(software, precision or "") if software else None, price=given, lora_rank=lora_rank,
+        lora_targets=lora_targets,
     )
 
 
@@ -165,7 +171,8 @@ def estimate(
     recompute: Annotated[str, typer.Option(help="none, selective or full.")] = "none",
     recompute_share: Annotated[float, typer.Option(help="Share of the layers that recompute.")] = 1.0,
     schedule: Annotated[str | None, typer.Option(
-        help="1F1B, GPipe or Interleaved1F1B. [1F1B; interleaved where there are chunks]"
+        help="1F1B, GPipe, Interleaved1F1B, LoopedBFS, ZBH1, InterleavedZeroBubble, ZBV or DualPipeV. [1F1B; Interleaved1F1B "
+        "where there are chunks]"
     )] = None,
     micro_batch: Annotated[int, typer.Option(help="Sequences in a micro-batch.")] = 1,
     tokens: Tokens = "1T",
@@ -175,17 +182,20 @@ def estimate(
     precision: Precision = None,
     kernels: Kernels = None,
     software: SoftwareOption = None,
+    lora_rank: LoraRank = 0,
+    lora_targets: LoraTargets = "attention",
     price: PriceOption = None,
     profile: Profile = None,
     out: Annotated[Path | None, typer.Option(help="Write the strategy as a plan file, too.")] = None,
     as_json: Json = False,
 ) -> None:
     """Price one given strategy: step time, memory, days, dollars. Exit status 1 if it does not fit."""
-    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, software, price, profile)
+    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, software, price, profile,
+                         lora_rank, lora_targets)
     strategy = _given_strategy(question, dp, {
         "tp": tp, "sequence_parallel": sequence_parallel, "cp": cp, "context": context, "pp": pp, "chunks": chunks,
         "ep": ep, "etp": etp, "imbalance": imbalance, "zero": zero, "shard_group": shard_group, "recompute": recompute,
-        "recompute_share": recompute_share, "micro_batch": micro_batch,
+        "recompute_share": recompute_share, "micro_batch": micro_batch, "lora_rank": lora_rank, "lora_targets": lora_targets,
         "schedule": schedule or ("1F1B" if chunks == 1 else "Interleaved1F1B"),
     })
     prediction = predict(question, strategy)
@@ -244,6 +254,8 @@ def plan(
     precision: Precision = None,
     kernels: Kernels = None,
     software: SoftwareOption = None,
+    lora_rank: LoraRank = 0,
+    lora_targets: LoraTargets = "attention",
     price: PriceOption = None,
     profile: Profile = None,
     runnable: Annotated[bool, typer.Option(help="Only strategies that `headway run` can run. [on for 'local']")] = False,
@@ -251,7 +263,8 @@ def plan(
     as_json: Json = False,
 ) -> None:
     """Choose the strategy: price all of them, replay the best, write plan and page. Exit status 1 if nothing fits."""
-    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, software, price, profile)
+    question = _question(model, cluster, tokens, gpus, seq_len, global_batch, precision, kernels, software, price, profile,
+                         lora_rank, lora_targets)
     if out.suffix == ".html":
         raise BadInput(f"out: {out} would be overwritten by the page; name the plan file, like 'plan.yaml'")
     files.check_target(out)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import fields
+from typing import Any
 
 from profiles.model import FeedForward, ModelSpec, SelfAttention
 from simulator.software import MODES
@@ -43,8 +45,11 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
                "of them")
     if not strategy.sequence_parallel and strategy.tp > 1:
         yield "sequence_parallel: the engine runs tensor parallelism with sequence parallelism only"
+    if strategy.lora_rank:
+        yield f"lora_rank={strategy.lora_rank}: the engine trains all weights and has no adapters"
     if strategy.recompute != "none" and strategy.recompute_share != 1:
         yield f"recompute_share={strategy.recompute_share}: the engine recomputes all layers or none"
+    yield from _blocks(model)
     yield from _sizes(strategy, model)
     if strategy.zero == 1 and strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1 or strategy.precision != "fp32"):
         yield ("ZeRO-1 runs with tp=1, pp=1 and fp32 only (torch's ZeroRedundancyOptimizer knows neither sharded nor "
@@ -61,6 +66,41 @@ _AXIS_NAMES = {
 }
 
 
+HEEDED: dict[str, tuple[str, ...]] = {
+    "mixer": ("kind", "num_heads", "num_kv_heads", "head_dim", "positions", "qkv_bias", "out_bias"),
+    "ffn": ("kind", "hidden", "activation", "bias"), "layer": ("name", "mixer", "ffn"),
+    "model": ("name", "family", "hidden", "vocab", "max_seq_len", "kinds", "pattern", "norm", "norm_bias", "norm_eps",
+              "rope_theta", "learned_positions", "tied_embeddings", "source"),
+}
+"""Fields of blocks, layer and model that the engine heeds; it runs all others at their defaults only."""
+
+
+def _blocks(model: ModelSpec) -> Iterator[str]:
+    if len(model.kinds) > 1:
+        yield f"{model.name} has {len(model.kinds)} kinds of layers, and the engine runs models whose layers are all alike"
+    layer = model.kinds[0]
+    mixer, ffn = layer.mixer, layer.ffn
+    for name, block, known in (("mixer", mixer, "attention"), ("ffn", ffn, "dense")):
+        kind = "none" if block is None else block.kind
+        if kind != known:
+            yield f"{name} {kind!r} of {model.name} is not known to the engine, which runs {known}"
+    if not (isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)):
+        return
+    parts: dict[str, Any] = {"mixer": mixer, "ffn": ffn, "layer": layer, "model": model}
+    for name, part in parts.items():
+        for field in fields(part):
+            value = getattr(part, field.name)
+            if field.name not in HEEDED[name] and value != field.default:
+                yield f"{field.name}={value!r} of {model.name}: the engine runs {field.name}={field.default!r} only"
+    for name, word, words in (
+        ("activation", ffn.activation, ("swiglu", "gelu")),
+        ("positions", mixer.positions, ("learned",) if model.learned_positions else ("rotary",)),
+        ("norm", model.norm, ("layer_norm",) if model.norm_bias else ("rms_norm",)),
+    ):
+        if word not in words:
+            yield f"{name} {word!r} of {model.name} is not known to the engine, which runs {', '.join(words)}"
+
+
 def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
     for field in ("dp", "tp", "pp", "micro_batch", "num_microbatches", "seq_len"):
         if getattr(strategy, field) < 1:
@@ -68,7 +108,8 @@ def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
     if strategy.pp > model.num_layers:
         yield f"pp={strategy.pp} needs a layer for each stage, and {model.name} has {model.num_layers}"
     mixer, ffn = model.kinds[0].mixer, model.kinds[0].ffn
-    assert isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)
+    if not (isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)):
+        return
     for name, size in (
         ("heads", mixer.num_heads), ("key-value heads", mixer.num_kv_heads), ("FFN channels", ffn.hidden),
         ("vocabulary entries", model.vocab), ("sequence positions", strategy.seq_len),

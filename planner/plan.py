@@ -22,12 +22,12 @@ from planner.search import Found
 from profiles import files
 from profiles.calibration import load_calibration
 from profiles.efficiency import load_efficiency
-from profiles.families import check_spec
+from profiles.families import model_from_mapping
 from profiles.files import BadInput
 from profiles.hardware import Price, load_cluster, with_num_gpus
-from profiles.model import ModelSpec
+from simulator.schedules import SCHEDULES
 from simulator.software import software_from
-from simulator.strategy import CONTEXT, PRECISIONS, RECOMPUTE, SCHEDULES, Strategy
+from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
 
 SCHEMA = "headway.plan/1"
 
@@ -69,6 +69,8 @@ class StrategyFile(_Strict):
     precision: str = "bf16"
     context: str = "ring"
     imbalance: float = Field(default=1.0, ge=1)
+    lora_rank: int = Field(default=0, ge=0)
+    lora_targets: str = "attention"
     software: Any = "torch"
     schedule: str = "1F1B"
     chunks: PositiveInt = 1
@@ -76,11 +78,11 @@ class StrategyFile(_Strict):
     num_microbatches: PositiveInt = 1
     seq_len: PositiveInt
 
-    @field_validator("recompute", "precision", "context", "schedule")
+    @field_validator("recompute", "precision", "context", "schedule", "lora_targets")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
         known = {"recompute": RECOMPUTE, "precision": PRECISIONS, "context": CONTEXT,
-                 "schedule": SCHEDULES}
+                 "schedule": tuple(SCHEDULES), "lora_targets": LORA_TARGETS}
         if value not in known[info.field_name]:
             raise ValueError(f"must be one of {', '.join(known[info.field_name])}")
         return value
@@ -213,8 +215,9 @@ def read_plan(path: str | Path) -> Plan:
     profile = (path.parent / q.profile).resolve() if q.profile else None
     cluster = with_num_gpus(load_cluster(q.cluster, profile), q.num_gpus)
     question = ask(
-        _model(q.model, str(path)), cluster, tokens=q.tokens, cluster_text=q.cluster, seq_len=strategy.seq_len,
-        global_batch=strategy.global_batch, precision=strategy.precision, software=strategy.software,
+        model_from_mapping(q.model, f"{path}: question.model"), cluster, tokens=q.tokens, cluster_text=q.cluster,
+        seq_len=strategy.seq_len, global_batch=strategy.global_batch, precision=strategy.precision, software=strategy.software,
+        lora_rank=strategy.lora_rank, lora_targets=strategy.lora_targets,
         price=Price(**q.price.model_dump()) if q.price else None,
     )
     question = replace(question, assumptions=tuple(q.assumptions), price=question.price if q.price else None)
@@ -227,9 +230,3 @@ def read_plan(path: str | Path) -> Plan:
         strategies_priced=file.strategies_priced, rejected=file.rejected,
         rejected_examples=tuple(file.rejected_examples), inputs=file.inputs,
     )
-
-
-def _model(data: dict[str, Any], origin: str) -> ModelSpec:
-    spec = files.validate_as(ModelSpec, data, f"{origin}: question.model")
-    check_spec(spec)
-    return spec

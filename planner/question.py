@@ -7,8 +7,9 @@ from dataclasses import dataclass, replace
 from profiles.files import BadInput
 from profiles.hardware import Cluster, Price, default_price
 from profiles.model import ModelSpec
+from simulator.adapters import largest_rank
 from simulator.software import MODES, Software
-from simulator.strategy import MATMUL_TYPES, PRECISIONS
+from simulator.strategy import LORA_TARGETS, MATMUL_TYPES, PRECISIONS
 
 DEFAULT_TOKENS_PER_STEP = 4 * 2**20
 """Tokens of one step where none are given: 4 Mi, as Llama 2 was trained (arXiv 2307.09288, section 2.2)."""
@@ -18,7 +19,10 @@ DEFAULT_MAX_SEQ_LEN = 8192
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Question:
-    """What is asked; `assumptions` says in words what was not given and was filled in."""
+    """What is asked; `assumptions` says in words what was not given and was filled in.
+
+    With a `lora_rank` low-rank adapters on `lora_targets` are trained, not the model.
+    """
 
     model: ModelSpec
     cluster: Cluster
@@ -29,13 +33,15 @@ class Question:
     precision: str
     software: Software
     price: Price | None
+    lora_rank: int = 0
+    lora_targets: str = "attention"
     assumptions: tuple[str, ...] = ()
 
 
 def ask(
     model: ModelSpec, cluster: Cluster, *, tokens: float, cluster_text: str = "", seq_len: int | None = None,
     global_batch: int | None = None, precision: str | None = None, kernels: str | None = None,
-    software: Software | None = None, price: Price | None = None,
+    software: Software | None = None, price: Price | None = None, lora_rank: int = 0, lora_targets: str = "attention",
 ) -> Question:
     """Return a question with what is not given filled in, and each filling said."""
     if tokens <= 0:
@@ -54,9 +60,11 @@ def ask(
         )
     if global_batch < 1:
         raise BadInput(f"global_batch: must be at least 1 sequence (is {global_batch})")
-    for name, value, known in (("precision", precision, PRECISIONS), ("kernels", kernels, MODES)):
+    for name, value, known in (("precision", precision, PRECISIONS), ("kernels", kernels, MODES),
+                               ("lora_targets", lora_targets, LORA_TARGETS)):
         if value is not None and value not in known:
             raise BadInput(f"{name}: {value!r} is not known; known are {', '.join(known)}")
+    _check_adapters(model, lora_rank, lora_targets)
     cuda = cluster.accelerator.device == "cuda"
     if precision is None:
         precision = "bf16" if cuda else "fp32"
@@ -89,8 +97,15 @@ def ask(
     return Question(
         model=model, cluster=cluster, cluster_text=cluster_text or f"{cluster.name}:{cluster.num_nodes}",
         tokens=tokens, seq_len=seq_len, global_batch=global_batch, precision=precision, software=software, price=price,
-        assumptions=tuple(assumptions),
+        lora_rank=lora_rank, lora_targets=lora_targets, assumptions=tuple(assumptions),
     )
+
+
+def _check_adapters(model: ModelSpec, rank: int, targets: str) -> None:
+    """Refuse adapters that are no narrower than the maps beside which they stand."""
+    if rank and not 0 < rank <= largest_rank(model, targets):
+        raise BadInput(f"lora_rank: must be from 0 (all weights are trained) to {largest_rank(model, targets)}, the narrowest "
+                       f"of {model.name}'s linear maps of {targets} (is {rank})")
 
 
 def _default_batch(seq_len: int, num_gpus: int) -> int:

@@ -22,7 +22,8 @@ from profiles.model import (
     StateSpace,
 )
 from profiles.ops import Num
-from simulator.strategy import Strategy
+from simulator.schedules import SCHEDULES
+from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,10 +58,46 @@ def widths(model: ModelSpec) -> tuple[int, int, int]:
     return math.gcd(*heads), math.gcd(*kv), math.gcd(*ffn)
 
 
-def _heads(s: Strategy, q: Question) -> Num:
-    heads, kv, _ = widths(q.model)
-    # more ranks than key-value heads hold copies of them
-    return (heads % s.tp == 0) & ((kv % s.tp == 0) | (s.tp % max(kv, 1) == 0))
+def expert_width(model: ModelSpec) -> int:
+    """Return what etp has to divide: channels of an expert; 0 for a dense model."""
+    return math.gcd(*(k.ffn.hidden for k in model.kinds if isinstance(k.ffn, Experts)))
+
+
+def attention_heads(model: ModelSpec) -> tuple[int, int]:
+    """Return heads and key-value heads of attention, which Ulysses cuts over cp."""
+    mixers = [k.mixer for k in model.kinds if isinstance(k.mixer, (SelfAttention, LatentAttention))]
+    return math.gcd(*(m.num_heads for m in mixers)), math.gcd(*(m.num_kv_heads for m in mixers))
+
+
+def recurrent_heads(model: ModelSpec) -> tuple[int, int]:
+    """Return heads and groups of blocks with a state, which cp cuts as tp does."""
+    spaces = [k.mixer for k in model.kinds if isinstance(k.mixer, StateSpace)]
+    deltas = [k.mixer for k in model.kinds if isinstance(k.mixer, LinearAttention)]
+    heads = [m.num_heads for m in spaces] + [n for m in deltas for n in (m.num_key_heads, m.num_value_heads)]
+    return math.gcd(*heads), math.gcd(*(m.groups for m in spaces))
+
+
+def _cut(heads: int, copied: int, ranks: Num) -> Num:
+    """Return whether ranks can share heads; more ranks than those that are `copied` hold copies of them."""
+    return (heads % ranks == 0) & ((copied % ranks == 0) | (ranks % max(copied, 1) == 0))
+
+
+SIZES = ("dp", "tp", "cp", "pp", "ep", "etp", "chunks", "micro_batch", "num_microbatches", "seq_len")
+CHOICES = {"recompute": RECOMPUTE, "precision": PRECISIONS, "context": CONTEXT, "schedule": SCHEDULES,
+           "lora_targets": LORA_TARGETS}
+
+
+def _not_whole(s: Strategy) -> dict[str, Num]:
+    return {name: (np.asarray(getattr(s, name)) < 1) | (np.mod(getattr(s, name), 1) != 0) for name in SIZES}
+
+
+def _unknown(s: Strategy) -> dict[str, Num]:
+    return {name: ~np.isin(getattr(s, name), tuple(known)) for name, known in CHOICES.items()}
+
+
+def _first(s: Strategy, faults: dict[str, Num]) -> tuple[str, object]:
+    name = next(name for name, fault in faults.items() if np.any(fault))
+    return name, getattr(s, name)
 
 
 def _experts(s: Strategy, q: Question) -> Num:
@@ -69,12 +106,38 @@ def _experts(s: Strategy, q: Question) -> Num:
     return ((s.ep == 1) & (s.etp == 1)) | ((experts % s.ep == 0) & (ranks % (s.ep * s.etp) == 0) & (experts > 0))
 
 
-def _rounds(s: Strategy, q: Question) -> Num:
-    m, p = np.asarray(s.num_microbatches), np.asarray(s.pp)
-    return (np.asarray(s.schedule) != "Interleaved1F1B") | ((m % np.maximum(1, m // p)) == 0)
+def _pieces(s: Strategy) -> int:
+    """Return the pieces of the sequence that a cp rank holds."""
+    return 1 if s.context == "ulysses" else 2
+
+
+def _has_table(s: Strategy, q: Question) -> Num:
+    p, m, v, names = np.broadcast_arrays(s.pp, s.num_microbatches, s.chunks, s.schedule)
+    suits = p == 1
+    for name in np.unique(names):
+        if name in SCHEDULES:
+            suits = suits | ((names == name) & SCHEDULES[str(name)].suits(p, m, v))
+    return suits
+
+
+def _no_table(s: Strategy, q: Question) -> str:
+    shape = s.pp, s.num_microbatches, s.chunks
+    others = ", ".join(name for name, schedule in SCHEDULES.items() if schedule.suits(*shape))
+    return SCHEDULES[s.schedule].reason(*shape) + (f"; for this shape there are {others}" if others else "")
 
 
 RULES: tuple[Rule, ...] = (
+    Rule(
+        name="sizes are whole",
+        holds=lambda s, q: ~np.any(np.broadcast_arrays(*_not_whole(s).values()), axis=0),
+        reason=lambda s, q: "{} is {}, and must be a whole number of at least 1".format(*_first(s, _not_whole(s))),
+    ),
+    Rule(
+        name="choices are known",
+        holds=lambda s, q: ~np.any(np.broadcast_arrays(*_unknown(s).values()), axis=0),
+        reason=lambda s, q: "{} {!r} is not known; known are {}".format(
+            *_first(s, _unknown(s)), ", ".join(CHOICES[_first(s, _unknown(s))[0]])),
+    ),
     Rule(
         name="degrees give the accelerators",
         holds=lambda s, q: s.world_size == q.cluster.num_gpus,
@@ -83,7 +146,7 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="tp divides heads",
-        holds=_heads,
+        holds=lambda s, q: _cut(*widths(q.model)[:2], s.tp),
         reason=lambda s, q: "tp {} does not divide {} heads and {} key-value heads".format(s.tp, *widths(q.model)),
     ),
     Rule(
@@ -93,8 +156,8 @@ RULES: tuple[Rule, ...] = (
     ),
     Rule(
         name="tp divides sequence",
-        holds=lambda s, q: ~np.asarray(s.sequence_parallel, dtype=bool) | (s.seq_len % s.tp == 0),
-        reason=lambda s, q: f"tp {s.tp} does not divide the sequence of {s.seq_len} (sequence parallelism)",
+        holds=lambda s, q: (s.tp == 1) | ~np.asarray(s.sequence_parallel, dtype=bool) | (s.seq_len % (s.tp * s.cp) == 0),
+        reason=lambda s, q: f"tp {s.tp} does not divide the sequence of {s.seq_len} over cp {s.cp} (sequence parallelism)",
     ),
     Rule(
         name="pp has layers",
@@ -108,15 +171,38 @@ RULES: tuple[Rule, ...] = (
         f"the global batch of {q.global_batch}",
     ),
     Rule(
+        name="ZeRO has four levels",
+        holds=lambda s, q: np.isin(s.zero, (0, 1, 2, 3)),
+        reason=lambda s, q: f"ZeRO-{s.zero} is no level: they are 0 to 3",
+    ),
+    Rule(
         name="ZeRO needs dp",
         holds=lambda s, q: (s.zero == 0) | (s.replicas > 1),
         reason=lambda s, q: f"ZeRO-{s.zero} has nothing to shard over: dp x cp is 1",
     ),
     Rule(
+        name="shard groups divide",
+        holds=lambda s, q: (s.shard_group == 0) | ((np.asarray(s.shard_group) > 0)
+                                                   & (s.replicas % np.maximum(s.shard_group, 1) == 0)),
+        reason=lambda s, q: f"shard_group {s.shard_group} does not divide dp x cp = {s.replicas} ranks",
+    ),
+    Rule(
         name="cp divides sequence",
-        holds=lambda s, q: (s.cp == 1) | (s.seq_len % (2 * s.cp) == 0),
-        reason=lambda s, q: f"cp {s.cp}: the sequence of {s.seq_len} does not divide into {2 * s.cp} pieces "
-        "(two a rank, so that causal work is even)",
+        holds=lambda s, q: (s.cp == 1) | (s.seq_len % (_pieces(s) * s.cp) == 0),
+        reason=lambda s, q: f"cp {s.cp}: the sequence of {s.seq_len} does not divide into {_pieces(s) * s.cp} pieces"
+        + (" (two a rank, so that causal work is even)" if _pieces(s) == 2 else ""),
+    ),
+    Rule(
+        name="ulysses divides heads",
+        holds=lambda s, q: (s.context != "ulysses") | (s.cp == 1) | _cut(*attention_heads(q.model), s.tp * s.cp),
+        reason=lambda s, q: "ulysses: tp {} x cp {} = {} does not divide {} heads and {} key-value heads".format(
+            s.tp, s.cp, s.tp * s.cp, *attention_heads(q.model)),
+    ),
+    Rule(
+        name="ranks divide recurrent heads",
+        holds=lambda s, q: _cut(*recurrent_heads(q.model), s.tp * s.cp),
+        reason=lambda s, q: "tp {} x cp {} = {} does not divide {} heads with a state and {} groups of them".format(
+            s.tp, s.cp, s.tp * s.cp, *recurrent_heads(q.model)),
     ),
     Rule(
         name="experts divide",
@@ -125,16 +211,40 @@ RULES: tuple[Rule, ...] = (
         f"tp x cp x dp = {s.tp * s.cp * s.dp} ranks",
     ),
     Rule(
-        name="chunks are interleaved",
-        holds=lambda s, q: (np.asarray(s.chunks) == 1)
-        | ((np.asarray(s.schedule) == "Interleaved1F1B") & (np.asarray(s.pp) > 1)),
-        reason=lambda s, q: f"{s.chunks} chunks a stage need pp of 2 or more (is {s.pp}) and the schedule "
-        f"Interleaved1F1B (is {s.schedule})",
+        name="etp divides experts",
+        holds=lambda s, q: expert_width(q.model) % s.etp == 0,
+        reason=lambda s, q: f"etp {s.etp} does not divide the experts' width of {expert_width(q.model)}",
     ),
     Rule(
-        name="micro-batches in rounds",
-        holds=_rounds,
-        reason=lambda s, q: f"interleaved 1F1B needs a multiple of pp {s.pp} micro-batches (is {s.num_microbatches})",
+        name="experts over tp need sequence parallelism",
+        holds=lambda s, q: (s.tp == 1) | (s.ep * s.etp == 1) | np.asarray(s.sequence_parallel, dtype=bool),
+        reason=lambda s, q: f"ep {s.ep} x etp {s.etp} lays experts over the {s.tp} ranks of tp, which all hold the same tokens "
+        "without sequence_parallel",
+    ),
+    Rule(
+        name="imbalance is from the mean",
+        holds=lambda s, q: np.isfinite(s.imbalance) & (np.asarray(s.imbalance) >= 1),
+        reason=lambda s, q: f"imbalance {s.imbalance} must be a number of at least 1: tokens of the busiest rank over the mean",
+    ),
+    Rule(
+        name="recompute_share is a share",
+        holds=lambda s, q: (np.asarray(s.recompute_share) >= 0) & (np.asarray(s.recompute_share) <= 1),
+        reason=lambda s, q: f"recompute_share {s.recompute_share} is no share of the layers: it is from 0 to 1",
+    ),
+    Rule(
+        name="tp divides adapters",
+        holds=lambda s, q: s.lora_rank % s.tp == 0,
+        reason=lambda s, q: f"tp {s.tp} does not divide the adapters' rank of {s.lora_rank}",
+    ),
+    Rule(
+        name="chunks need a pipe",
+        holds=lambda s, q: (np.asarray(s.chunks) == 1) | (np.asarray(s.pp) > 1),
+        reason=lambda s, q: f"{s.chunks} chunks a stage need pp of 2 or more (is {s.pp})",
+    ),
+    Rule(
+        name="the schedule has a table",
+        holds=_has_table,
+        reason=_no_table,
     ),
 )
 MEMORY_RULE = "fits in memory"

@@ -37,7 +37,8 @@ def enumerate_space(question: Question) -> Strategy:
         dp=dp, tp=tp, pp=pp, ep=ep, zero=np.array([r[2] for r in rows]), recompute=np.array([r[3] for r in rows]),
         schedule=np.array([r[0][2] for r in rows]), micro_batch=micro_batch,
         num_microbatches=np.maximum(1, question.global_batch // (dp * micro_batch)), seq_len=question.seq_len,
-        precision=question.precision, software=question.software,
+        precision=question.precision, lora_rank=question.lora_rank, lora_targets=question.lora_targets,
+        software=question.software,
     )
 
 

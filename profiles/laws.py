@@ -27,6 +27,12 @@ FLASH1_SHARE = 0.55
 """Rate of the first FlashAttention (and of its Triton form) over the second's: 1.7 to 3 times slower forward and backward
 on A100 (Dao, arXiv 2307.08691, figures 4 to 6)."""
 
+ALIGNED = 8
+UNALIGNED_SHARE = 0.08
+"""Rate of a batched matmul whose depth or width is no multiple of eight elements, over that of one whose are: 16-byte
+loads, which tensor cores are fed by, do not fit it (NVIDIA, Matrix Multiplication Background, tensor core requirements).
+From heads of 108 channels against 144 and 216 in BigScience's tuning runs of BLOOM (four runs, unfused attention)."""
+
 MATMULS = ("gemm", "grouped_gemm", "batched_gemm")
 COMPUTED = (*MATMULS, "attention", "scan")
 """Kinds whose FLOP may bind; memory binds all others."""
@@ -51,13 +57,15 @@ def matmul_s(accelerator: Accelerator, law: GemmLaw, kernel: Kernel) -> Num:
     grouped = kernel.kind == "grouped_gemm"
     groups, (m, n, k) = (1.0, kernel.size) if kernel.kind == "gemm" else (kernel.size[0], kernel.size[1:])
     peak = peak_flop_per_s(accelerator, kernel.dtype)
-    share = law.efficiency[kernel.dtype] * law.sustained * accelerator.sustained
+    share: Num = law.efficiency[kernel.dtype] * law.sustained * accelerator.sustained
     share = share * (law.weight_gradient_factor if kernel.pass_ == "W" else 1.0)
     share = share * (law.grouped_factor if grouped else 1.0)
     # rows are dealt unevenly to groups: the last tile of a group is half empty on average
     rows = m + TILE[0] / 2 if grouped else m
     row_tiles = rows / TILE[0] if grouped else np.ceil(m / TILE[0])
     waves = np.ceil(groups * row_tiles * np.ceil(n / TILE[1]) / accelerator.num_sms)
+    if kernel.kind == "batched_gemm":
+        share = share * np.where((n % ALIGNED == 0) & (k % ALIGNED == 0), 1.0, UNALIGNED_SHARE)
     whole = waves * accelerator.num_sms * TILE[0] * TILE[1]
     stretch = (1 - law.wave_share) * rows / m + law.wave_share * whole / (groups * m * n)
     half_depth = law.half_depth * peak / accelerator.peak_flop_per_s.get("bf16", accelerator.peak_flop_per_s.get("fp16", peak))

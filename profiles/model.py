@@ -12,6 +12,9 @@ from profiles.ops import Num
 Part = str
 """`embedding`, a kind of layer (`LayerSpec.name`), `mtp` (the multi-token-prediction layers) or `head`."""
 
+OTHER_PARTS = ("embedding", "head", "mtp")
+"""Parts that are no kind of layer, whose names no kind may have."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SelfAttention:

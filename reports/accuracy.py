@@ -247,9 +247,15 @@ def outcome_of(row: Row, laws: Laws = fitted_laws, loso: Laws | None = None) -> 
     )
 
 
+ADAPTERS = "adapters"
+"""Family of runs that train adapters beside frozen weights."""
+
+
 def family_of(question: Question) -> str:
-    """Return the kind of model: dense, with experts, with latent attention, hybrid."""
+    """Return the kind of model: dense, with experts, with latent attention, hybrid; adapters where only these are trained."""
     kinds = question.model.kinds
+    if question.lora_rank:
+        return ADAPTERS
     if any(isinstance(k.mixer, StateSpace) for k in kinds):
         return "hybrid"
     experts = "experts" if any(isinstance(k.ffn, Experts) for k in kinds) else "dense"

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.accuracy import Accuracy, Group, Outcome, group
+from reports.accuracy import ADAPTERS, Accuracy, Group, Outcome, group
 
 DENSE_16 = ("bf16", "fp16")
 LOW_PRECISION = ("fp8", "fp8-block", "mxfp8", "nvfp4")
@@ -43,12 +43,13 @@ SETS: dict[str, Callable[[Outcome], bool]] = {
     ),
     "vTrain, several nodes of A100": lambda o: "vTrain" in o.source and o.num_gpus > 8,
     "vTrain, small models in one node": lambda o: "vTrain" in o.source and o.num_gpus <= 8,
-    "experts, FP8, FP4 or Blackwell": lambda o: (
+    "experts, FP8, FP4 or Blackwell": lambda o: o.family != ADAPTERS and (
         o.family.startswith("experts") or o.precision in LOW_PRECISION or o.gpu.startswith(BLACKWELL)
     ),
     "experts": lambda o: o.family.startswith("experts"),
-    "FP8 and FP4": lambda o: o.precision in LOW_PRECISION,
-    "Blackwell": lambda o: o.gpu.startswith(BLACKWELL),
+    "FP8 and FP4": lambda o: o.family != ADAPTERS and o.precision in LOW_PRECISION,
+    "Blackwell": lambda o: o.family != ADAPTERS and o.gpu.startswith(BLACKWELL),
+    "LoRA fine-tuning, no row of it fitted": lambda o: o.family == ADAPTERS,
     LOCAL: lambda o: o.source == LOCAL,
 }
 """Sets of runs with a measured time."""

@@ -16,7 +16,7 @@ from reports.rows import NEEDED, Row
 from simulator.metrics import mfu
 from simulator.strategy import PRECISIONS, RECOMPUTE, Strategy
 
-PRICED_WORKLOADS = ("pretrain", "finetune")
+PRICED_WORKLOADS = ("pretrain", "finetune", "lora")
 TIME_TOLERANCE = 0.10
 """Relative difference between a row's step time and its tokens per second beyond which one of them is a slip."""
 PLAUSIBLE_MFU = (0.005, 1.0)
@@ -55,7 +55,7 @@ def as_question(row: Row) -> tuple[Question, Strategy] | Skipped:
         question = Question(
             model=model, cluster=cluster, cluster_text=f"{row.text('n_gpus')} x {row.text('gpu')}", tokens=TOKENS,
             seq_len=strategy.seq_len, global_batch=row.whole("global_batch") or 1, precision=strategy.precision,
-            software=strategy.software, price=None,
+            software=strategy.software, price=None, lora_rank=strategy.lora_rank,
         )
         broken = illegal_reason(strategy, question)
         if broken:
@@ -100,7 +100,7 @@ def strategy_of(row: Row) -> Strategy:
         context="all_gather" if software.name.startswith("torchtitan") else "ring",
         schedule="Interleaved1F1B" if chunks > 1 else "1F1B", chunks=chunks, micro_batch=micro_batch,
         num_microbatches=(row.whole("global_batch") or 1) // (dp * micro_batch), seq_len=row.whole("seq_len") or 1,
-        software=software,
+        lora_rank=_lora_rank(row), software=software,
     )
 
 
@@ -199,6 +199,16 @@ def _precision(row: Row) -> str:
     if name not in PRECISIONS:
         raise BadInput(f"precision: {name!r} is not known; known are {', '.join((*PRECISIONS, *PRECISION_NAMES))}")
     return name
+
+
+def _lora_rank(row: Row) -> int:
+    """Return the rank of the adapters of a LoRA row, which its model or its notes name; 0 where all weights are trained."""
+    if row.text("workload") != "lora":
+        return 0
+    named = re.search(r"\brank (\d+)", f"{row.text('model')}; {row.text('other_notes')}")
+    if not named:
+        raise BadInput("model: a row of the workload 'lora' names the 'rank <number>' of its adapters in model or other_notes")
+    return int(named[1])
 
 
 def _recompute(row: Row) -> dict[str, Any]:

@@ -13,7 +13,6 @@ from functools import cache
 from typing import Any
 
 from profiles import files
-from profiles.files import BadInput
 from reports.rows import Row
 from simulator.software import REPEATED, Software, load_software
 
@@ -29,6 +28,7 @@ FRAMEWORKS: tuple[tuple[str, str], ...] = (
     (r"fms-fsdp", "fms-fsdp"),
     (r"ColossalAI", "colossalai"),
     (r"MaxText|Paxml|\bPAX\b|\bJAX\b|PaLM|Levanter", "jax"),
+    (r"MLPerf.*lora", "mlperf-lora"),
     (r"MLPerf", "mlperf"),
     (r"Megatron-Bridge", "megatron-bridge"),
     (r"Megatron-DeepSpeed|BigScience|BLOOM|vTrain|GPT-NeoX|GLM-130B|AuroraGPT|MT-NLG|Megatron-Turing", "megatron-deepspeed"),
@@ -73,14 +73,19 @@ SETTINGS: tuple[tuple[str, str, dict[str, Any]], ...] = (
 """Column, what it says, and the fields of the software that this states; later ones win."""
 LATEST = 9999
 """Year of a row that states none."""
-SENDS_WAIT_ALONE = ("megatron-lm", "megatron-lm-tests", "megatron-bridge", "nemo", "mlperf")
+SENDS_WAIT_ALONE = ("megatron-lm", "megatron-lm-tests", "megatron-bridge", "nemo", "mlperf", "mlperf-lora")
 """Megatron-Core overlaps sends with interleaved stages only (arguments.py: overlap_p2p_comm)."""
 
 
+ASSUMED = " (assumed)"
+"""What follows the name of a framework that no column of a row names."""
+
+
 def software_of(row: Row, precision: str = "") -> Software:
-    """Return what a row's framework does in a precision; one that nothing in the row names is a `BadInput`."""
+    """Return what a row's framework does in a precision; one that nothing in the row names is assumed, and so named."""
     own = row.text("software")
-    family = "" if own else _family(row)
+    named = "" if own else _family(row)
+    family = named or ("" if own else _assumed(row))
     # Megatron-Core runs the exchange beside another micro-batch, and graphs whole steps with experts, for its GPT models
     # only (core/pipeline_parallel/combined_1f1b.py)
     precision = "" if "hybrid" in row.text("attn_type") else precision
@@ -96,18 +101,27 @@ def software_of(row: Row, precision: str = "") -> Software:
     for column, says, fields in SETTINGS:
         if re.search(says, row.text(column)):
             stated |= fields
+    if family and not named:
+        stated["name"] = software.name + ASSUMED
     return replace(software, **stated) if stated else software
 
 
 def _family(row: Row) -> str:
-    """Return the family of frameworks; the source's name goes before what its notes mention."""
+    """Return the family of frameworks that a row names, or nothing; the source's name goes before what its notes mention."""
     for columns in (("source",), ("zero_detail", "other_notes")):
         text = "; ".join(row.text(c) for c in columns)
         for says, family in FRAMEWORKS:
             if re.search(says, text, re.IGNORECASE):
                 return family
-    raise BadInput("software: source, zero_detail and other_notes name no known framework; add a column 'software' with "
-                   "the name of one (headway catalog software) or a YAML file")
+    return ""
+
+
+def _assumed(row: Row) -> str:
+    """Return the family that most runs of such a layout are of: torch's FSDP where weights are sharded (torchtitan from 2024
+    on), Megatron-LM otherwise."""
+    if row.whole("zero_stage") == 3:
+        return "torchtitan" if (row.whole("year") or LATEST) >= 2024 else "fsdp"
+    return "megatron-lm"
 
 
 def _release(row: Row) -> tuple[int, int]:

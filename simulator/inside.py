@@ -41,19 +41,14 @@ class Inside(NamedTuple):
 
 
 class Stage(NamedTuple):
-    """All that one rank does: its four kinds of action, and the update."""
+    """All that one stage does: its kinds of action, and the update."""
 
-    first_forward: Inside
-    forward: Inside
-    backward: Inside
-    last_backward: Inside
+    actions: dict[str, Inside]
     update: list[Span]
 
-    def of(self, pass_: str, microbatch: int, num_microbatches: int) -> Inside:
-        """Return what an action does."""
-        if pass_ == "F":
-            return self.first_forward if microbatch == 0 else self.forward
-        return self.last_backward if microbatch == num_microbatches - 1 else self.backward
+
+FIRST, LAST = "first ", "last "
+"""What stands before the kind of an action that gathers weights for a step, and of one that completes gradients."""
 
 
 def stage_units(prices: Prices, stages: list[list[tuple[Part, int]]], stage: int) -> list[Unit]:
@@ -70,27 +65,58 @@ def stage_units(prices: Prices, stages: list[list[tuple[Part, int]]], stage: int
     return units
 
 
+NAMED_PASS = {"I": "B"}
+"""What a timeline calls the gradient of inputs: a backward without the weights' part, which it calls W."""
 NAMES = {"embedding": "embedding", "head": "head and loss", "mtp": "multi-token prediction"}
 """What reports call the parts that are no layers."""
 
 
 def lay_out_stage(units: list[Unit], strategy: Strategy, prices: Prices) -> Stage:
-    """Return what a rank does in each kind of action, under the strategy's sharding level."""
+    """Return what a rank does in each kind of action, under the strategy's sharding level.
+
+    Kinds are the passes F, B, I and W, the first F of a step and its last B or W, which complete the gradients.
+    """
     zero, piped, overlaps, beside = int(strategy.zero), int(strategy.pp) > 1, prices.overlaps, float(prices.beside)
     gathers = zero >= 2
     keeps = zero == 2 and piped
     back = units[::-1]
-    backward = lay_out_chain(back, "B", zero == 3, zero >= 2 and not piped, overlaps, beside)
-    if zero >= 2:
-        last = lay_out_chain(back, "B", zero == 3, True, overlaps, beside)
-    else:
-        last = lay_out_queue(back, overlaps and strategy.software.grad_reduce, beside)
+
+    def last(pass_: str, gathers: bool) -> Inside:
+        if zero >= 2:
+            return lay_out_chain(back, pass_, gathers, True, overlaps, beside)
+        return lay_out_queue(back, pass_, overlaps and strategy.software.grad_reduce, beside)
+
     forward = lay_out_chain(units, "F", gathers and not keeps, False, overlaps, beside)
-    return Stage(
-        first_forward=lay_out_chain(units, "F", gathers, False, overlaps, beside), forward=forward,
-        backward=backward._replace(tail_s=0.0), last_backward=last,
-        update=_update_spans(units, float(prices.tie_s), forward.busy_s if hides(strategy, overlaps) else 0.0, beside),
-    )
+    backward = lay_out_chain(back, "B", zero == 3, zero >= 2 and not piped, overlaps, beside)
+    actions = {
+        "F": forward, FIRST + "F": lay_out_chain(units, "F", gathers, False, overlaps, beside),
+        "B": backward._replace(tail_s=0.0), LAST + "B": last("B", zero == 3),
+    }
+    if strategy.splits_backward:
+        actions |= {
+            "I": lay_out_chain(back, "I", zero == 3, False, overlaps, beside),
+            "W": lay_out_chain(back, "W", False, False, overlaps, beside), LAST + "W": last("W", False),
+        }
+    hidden_s = forward.busy_s if hides(strategy, overlaps) else 0.0
+    return Stage(actions=actions, update=_update_spans(units, float(prices.tie_s), hidden_s, beside))
+
+
+def lay_out_pair(forward: Inside, backward: Inside, beside_factor: float) -> Inside:
+    """Return a forward and a backward as one action: the exchanges between experts of each run beside the computation of
+    the other (DualPipe, arXiv 2412.19437, section 3.2.1)."""
+    def exchanged(inside: Inside) -> float:
+        return sum(s.end_s - s.start_s for s in inside.spans if s.stream == "ep")
+
+    one, other = exchanged(forward), exchanged(backward)
+    hidden = min(one, backward.busy_s - other) + min(other, forward.busy_s - one)
+    whole = forward.busy_s + backward.busy_s
+    busy = max(whole - hidden * (1 - beside_factor), 0.0)
+    # both are drawn shorter by what hides, so that the pair's spans end with it
+    scale = busy / whole if whole else 1.0
+    spans = [s._replace(start_s=scale * s.start_s, end_s=scale * s.end_s) for s in forward.spans]
+    begin = scale * forward.busy_s
+    spans += [s._replace(start_s=begin + scale * s.start_s, end_s=begin + scale * s.end_s) for s in backward.spans]
+    return Inside(spans, busy, backward.tail_s)
 
 
 def hides(strategy: Strategy, overlaps: bool) -> bool:
@@ -124,18 +150,18 @@ def lay_out_chain(
     return Inside(spans, now, tail)
 
 
-def lay_out_queue(units: list[Unit], overlaps: bool, beside_factor: float = 0.0) -> Inside:
+def lay_out_queue(units: list[Unit], pass_: str, overlaps: bool, beside_factor: float = 0.0) -> Inside:
     """Return a backward whose reductions queue on the dp stream and never hold up the computation, but slow it."""
     spans: list[Span] = []
     now, ready = 0.0, []
     for unit in units:
-        now = _compute(spans, unit, "B", now)
+        now = _compute(spans, unit, pass_, now)
         ready.append(now)
     free = 0.0 if overlaps else now
     for unit, at in zip(units, ready, strict=True):
-        free = _add(spans, unit, "dp", "reduce", "B", max(free, at), unit.seconds.reduce_s)
+        free = _add(spans, unit, "dp", "reduce", pass_, max(free, at), unit.seconds.reduce_s)
     reduced = sum(float(u.seconds.reduce_s) for u in units)
-    slowed = _slow(spans, units[-1], "B", now, beside_factor * min(reduced, now) if overlaps else 0.0)
+    slowed = _slow(spans, units[-1], pass_, now, beside_factor * min(reduced, now) if overlaps else 0.0)
     return Inside(spans, slowed, max(0.0, free - slowed) if reduced > 0 else 0.0)
 
 
@@ -145,7 +171,7 @@ def _slow(spans: list[Span], unit: Unit, pass_: str, start: float, seconds: floa
 
 
 def _compute(spans: list[Span], unit: Unit, pass_: str, start: float) -> float:
-    seconds = unit.seconds.forward if pass_ == "F" else unit.seconds.backward
+    seconds = unit.seconds.of(pass_)
     now = _add(spans, unit, "compute", "", pass_, start, seconds.compute_s)
     for axis in IN_LINE:
         now = _add(spans, unit, axis, axis, pass_, now, getattr(seconds, f"{axis}_s"))
@@ -155,7 +181,7 @@ def _compute(spans: list[Span], unit: Unit, pass_: str, start: float) -> float:
 def _add(spans: list[Span], unit: Unit, stream: str, what: str, pass_: str, start: float, seconds: float) -> float:
     end = start + float(seconds)
     if end > start:
-        spans.append(Span(stream, start, end, f"{unit.name} {what}".rstrip(), pass_, unit.layer))
+        spans.append(Span(stream, start, end, f"{unit.name} {what}".rstrip(), NAMED_PASS.get(pass_, pass_), unit.layer))
     return end
 
 

@@ -16,6 +16,7 @@ from profiles.collectives import Collective
 from profiles.families import Shape, part_items, part_params
 from profiles.model import FeedForward, ModelSpec, Part, SelfAttention
 from profiles.ops import Num
+from simulator.schedules import rank_stages
 from simulator.strategy import Strategy
 
 ORDER = ("tp", "cp", "dp", "pp")
@@ -99,7 +100,7 @@ def stage_layers(num_layers: int, stages: int) -> list[int]:
 
 
 def stage_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even") -> list[list[tuple[Part, int]]]:
-    """Return the parts of each virtual stage in forward order, runs of like ones counted; stage s is on rank s % pp.
+    """Return the parts of each virtual stage in forward order, runs of like ones counted; the schedule places stages.
 
     Layers are spread by `Software.layer_split`: evenly, with what is left over on the last stages (late), or by cost.
     Spread evenly, what the last stage does beside its layers where further tokens are predicted (`tail_layers`) counts as
@@ -174,7 +175,9 @@ def tail_layers(model: ModelSpec) -> int:
     return int((flop("head") + model.mtp_layers * flop("mtp")) / layer)
 
 
-def rank_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even") -> list[list[tuple[Part, int]]]:
-    """Return the parts of each pipeline rank: those of its chunks, one after the other."""
+def rank_parts(
+    model: ModelSpec, pp: int, chunks: int = 1, split: str = "even", schedule: str = "1F1B"
+) -> list[list[tuple[Part, int]]]:
+    """Return the parts of each pipeline rank: those of its chunks, one after the other, where the schedule places them."""
     stages = stage_parts(model, pp, chunks, split)
-    return [[part for chunk in stages[rank::pp] for part in chunk] for rank in range(pp)]
+    return [[part for stage in rank_stages(schedule, rank, pp, chunks) for part in stages[stage]] for rank in range(pp)]

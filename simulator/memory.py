@@ -3,7 +3,8 @@
 Bytes per parameter under bf16: 2 weight, 4 gradient (fp32), 12 master weight and two moments; under fp32: 4, 4, 8
 (arXiv 1910.02054 section 3.1 with fp32 gradients); other types are those of the strategy's software. Sharding over
 the replicas: moments and master from ZeRO-1, gradients from ZeRO-2, weights from ZeRO-3. What an engine holds beside
-that is written where it is added. The peak is the largest of a step's moments: the loss, the backward of a layer while
+that is written where it is added. Frozen weights are held in the type that is computed in, without gradient, master or
+moments. The peak is the largest of a step's moments: the loss, the backward of a layer while
 most micro-batches are held, the end of backward, the update.
 """
 
@@ -17,10 +18,12 @@ from profiles.hardware import Accelerator
 from profiles.model import Part
 from profiles.ops import ELEMENT_BYTES, Num
 from simulator.layout import rank_parts
-from simulator.strategy import Strategy, by_pipe
+from simulator.schedules import SCHEDULES, rank_stages, stage_rank
+from simulator.strategy import Pipe, Strategy, by_pipe
 from simulator.workload import PartWork, Workload, pick_workload
 
 Stage = list[tuple[Part, int]]
+ROOTS = ("embedding", "head")
 LOSS_PARTS = ("head", "mtp")
 """Parts with a loss: of one rank, at the end of the model."""
 
@@ -44,21 +47,21 @@ def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
     strategy = workload.strategy
     pipes = by_pipe(strategy)
     if len(pipes) == 1:
-        return _peak_of_pipe(workload, accelerator, pipes[0].pp, pipes[0].chunks)
+        return _peak_of_pipe(workload, accelerator, pipes[0])
     peak = np.zeros(len(strategy))
     parts: dict[str, Num] = {}
     for pipe in pipes:
-        some = _peak_of_pipe(pick_workload(workload, pipe.where), accelerator, pipe.pp, pipe.chunks)
+        some = _peak_of_pipe(pick_workload(workload, pipe.where), accelerator, pipe)
         peak[pipe.where] = some.peak_bytes
         for name, value in some.parts_bytes.items():
             parts.setdefault(name, np.zeros(len(strategy)))[pipe.where] = value
     return Memory(peak_bytes=peak, usable_bytes=accelerator.memory_bytes, parts_bytes=parts)
 
 
-def _peak_of_pipe(workload: Workload, accelerator: Accelerator, pp: int, chunks: int) -> Memory:
-    ranks = rank_parts(workload.model, pp, chunks, workload.strategy.software.layer_split)
-    # of ranks with the same parts the first holds the most micro-batches
-    fullest = [rank for rank, parts in enumerate(ranks) if parts not in ranks[:rank]]
+def _peak_of_pipe(workload: Workload, accelerator: Accelerator, pipe: Pipe) -> Memory:
+    ranks = rank_parts(workload.model, pipe.pp, pipe.chunks, workload.strategy.software.layer_split, pipe.schedule)
+    # of ranks with the same parts the first or the last holds the most micro-batches
+    fullest = [rank for rank, parts in enumerate(ranks) if parts not in ranks[:rank] or parts not in ranks[rank + 1 :]]
     each = [rank_memory(workload, accelerator, rank) for rank in fullest]
     totals = np.stack(np.broadcast_arrays(*[sum(m.values()) for m in each]))
     which = totals.argmax(axis=0)
@@ -70,11 +73,12 @@ def _peak_of_pipe(workload: Workload, accelerator: Accelerator, pp: int, chunks:
 
 
 def rank_memory(workload: Workload, accelerator: Accelerator, rank: int) -> dict[str, Num]:
-    """Return the bytes of a pipeline rank at its peak, by what holds them; all strategies have one pp and chunks."""
-    strategy, software = workload.strategy, workload.strategy.software
-    pp, chunks = int(np.ravel(strategy.pp)[0]), int(np.ravel(strategy.chunks)[0])
-    stage = rank_parts(workload.model, pp, chunks, software.layer_split)[rank]
-    alive = _alive(workload, stage, rank)
+    """Return the bytes of a pipeline rank at its peak, by what holds them; all strategies have one pp, chunks and
+    schedule."""
+    strategy, pipe = workload.strategy, by_pipe(workload.strategy)[0]
+    split = strategy.software.layer_split
+    stage = rank_parts(workload.model, pipe.pp, pipe.chunks, split, pipe.schedule)[rank]
+    alive = _alive(workload, stage, pipe, rank)
     moments = _moments(workload, stage, alive)
     totals = np.stack(np.broadcast_arrays(*[sum(m.values()) for m in moments]))
     which = totals.argmax(axis=0)
@@ -107,12 +111,11 @@ class _Alive:
     update: Num
 
 
-def _alive(workload: Workload, stage: Stage, rank: int) -> _Alive:
+def _alive(workload: Workload, stage: Stage, pipe: Pipe, rank: int) -> _Alive:
     strategy, software, parts = workload.strategy, workload.strategy.software, workload.parts
-    pp = int(np.ravel(strategy.pp)[0])
     held = in_flight(strategy, rank)
     # the last stage sends a micro-batch back at once, unless all of them go forward first
-    ends = np.where((np.asarray(strategy.schedule) == "GPipe") & (pp > 1), strategy.num_microbatches, 1)
+    ends = strategy.num_microbatches if pipe.schedule in ("GPipe", "LoopedBFS") and pipe.pp > 1 else np.ones(())
     layers = [(parts[p], num) for p, num in stage if p not in LOSS_PARTS]
     losses = [(parts[p], num) for p, num in stage if p in LOSS_PARTS]
     saved = sum((work.saved_none_bytes * num for work, num in losses), 0.0)
@@ -126,7 +129,7 @@ def _alive(workload: Workload, stage: Stage, rank: int) -> _Alive:
     narrow = software.grad_bytes < ELEMENT_BYTES["fp32"] and strategy.dtype != "fp32"
     return _Alive(
         layers=sum((_saved_bytes(work, strategy) * num for work, num in layers), 0.0) * held,
-        loss_saved=saved * ends, others_saved=saved * (ends - 1), piped=_pipe_bytes(workload, rank, pp, held),
+        loss_saved=saved * ends, others_saved=saved * (ends - 1), piped=_pipe_bytes(workload, pipe, rank, held, ends),
         loss=max((work.transient_bytes for work, _ in losses), key=np.max, default=0.0),
         backward=backward, forward=forward, cast=sum((work.freed_bytes for work, _ in losses), 0.0),
         update=software.update_bytes * updated if narrow else 0.0,
@@ -139,9 +142,13 @@ def _moments(workload: Workload, stage: Stage, alive: _Alive) -> list[dict[str, 
     Late gradients of a single micro-batch appear while activations go: the two never stand together.
     """
     strategy, software = workload.strategy, workload.strategy.software
-    params = sum((workload.parts[part].params * num for part, num in stage), 0.0)
-    experts = sum((workload.parts[part].expert_params * num for part, num in stage), 0.0)
-    largest, roots = _elements(workload, stage)
+    def all_of(field: str) -> Num:
+        return sum((getattr(workload.parts[part], field) * num for part, num in stage), 0.0)
+
+    params, experts = all_of("params"), all_of("expert_params")
+    frozen = params - all_of("trained_params"), experts - all_of("trained_expert_params")
+    narrowed = sum((_narrowed_bytes(workload.parts[part], strategy) * num for part, num in stage if part not in ROOTS), 0.0)
+    (largest, roots), (summed, summed_roots) = (_elements(workload, stage, t) for t in ("", "trained_"))
     absent = _single(strategy)
     left = alive.piped if software.pipe_buffers else 0.0
     # what copies narrow gradients for the update frees them
@@ -149,11 +156,12 @@ def _moments(workload: Workload, stage: Stage, alive: _Alive) -> list[dict[str, 
     moments = []
     for gathered, reduced, activations, transient, gone in (
         (roots + largest, 0.0, alive.layers + alive.loss_saved + alive.piped, alive.loss, absent),
-        (roots + 2 * largest, largest, alive.layers + alive.others_saved + alive.piped, alive.backward, absent),
-        (roots, np.maximum(roots, largest), left, 0.0, False),
+        (roots + 2 * largest, summed, alive.layers + alive.others_saved + alive.piped, alive.backward, absent),
+        (roots, np.maximum(summed_roots, summed), left, 0.0, False),
         (0.0, 0.0, left, alive.update, copied),
     ):
-        states = state_bytes(strategy, params, experts, gathered, reduced)
+        states = state_bytes(strategy, params, experts, gathered, reduced, frozen)
+        states["weights"] = states["weights"] - narrowed
         gradients = np.where(gone, 0.0, states["gradients"])
         moments.append(states | {"gradients": gradients, "activations": activations, "transient": transient})
     return moments
@@ -183,16 +191,16 @@ def _slack_bytes(accelerator: Accelerator, alive: _Alive, peak: dict[str, Num], 
 
 
 def state_bytes(
-    strategy: Strategy, params: Num, expert_params: Num, gathered: Num, reduced: Num
+    strategy: Strategy, params: Num, expert_params: Num, gathered: Num, reduced: Num, frozen: tuple[Num, Num] = (0.0, 0.0),
 ) -> dict[str, Num]:
     """Return the bytes of weights, gradients, optimizer states and buffers of a rank's parameters.
 
     `gathered` is the number of parameters that ZeRO-3 holds whole, `reduced` of those whose whole gradients are on their
-    way to their shards.
+    way to their shards; `frozen` of the parameters, and of the experts', are not trained.
     """
-    states = _states_of(strategy, params, strategy.shards)
+    states = _states_of(strategy, params, frozen[0], strategy.shards)
     if np.any(expert_params):
-        experts = _states_of(strategy, expert_params, strategy.expert_replicas)
+        experts = _states_of(strategy, expert_params, frozen[1], strategy.expert_replicas)
         states = {name: states[name] + experts[name] for name in states}
     zero, piped = np.asarray(strategy.zero), np.asarray(strategy.pp) > 1
     compute, software = ELEMENT_BYTES[strategy.dtype], strategy.software
@@ -202,7 +210,7 @@ def state_bytes(
     return states | {"gathered": buffers + np.where(replicated & (zero <= 2), software.bucket_bytes, 0.0)}
 
 
-def _states_of(strategy: Strategy, params: Num, shards: Num) -> dict[str, Num]:
+def _states_of(strategy: Strategy, params: Num, frozen: Num, shards: Num) -> dict[str, Num]:
     zero, piped, software = np.asarray(strategy.zero), np.asarray(strategy.pp) > 1, strategy.software
     mixed = strategy.dtype != "fp32"
     compute = ELEMENT_BYTES[strategy.dtype]
@@ -211,47 +219,58 @@ def _states_of(strategy: Strategy, params: Num, shards: Num) -> dict[str, Num]:
     # `replicate` (ZeRO-0 beside tp or pp) a working copy
     replicated = (zero == 0) & (strategy.dp > 1) & (piped | (np.asarray(strategy.tp) > 1))
     whole = np.where(zero <= 2, compute * params, 0.0)
-    kept = software.master_bytes or compute
-    master = software.master_bytes * params / shard1 if mixed else np.where(replicated, 4.0 * params, 0.0)
+    trained, kept = params - frozen, software.master_bytes or compute
+    master = software.master_bytes * trained / shard1 if mixed else np.where(replicated, 4.0 * params, 0.0)
     # DDP sums into buckets of its own once micro-batches have been accumulated
     buckets = (not mixed) & (zero <= 1) & (strategy.dp > 1) & ~replicated & (np.asarray(strategy.num_microbatches) > 1)
     low = compute if software.keeps_low_gradients and software.grad_bytes > compute else 0.0
     return {
-        "weights": whole + np.where(zero >= 2, kept * params / shards, master),
-        "gradients": (software.grad_bytes + low) * params / shard2 * np.where(buckets, 2.0, 1.0),
-        "optimizer": software.moment_bytes * params / shard1,
+        "weights": whole + np.where(zero >= 2, (kept * trained + compute * frozen) / shards, master),
+        "gradients": (software.grad_bytes + low) * trained / shard2 * np.where(buckets, 2.0, 1.0),
+        "optimizer": software.moment_bytes * trained / shard1,
     }
+
+
+def _narrowed_bytes(work: PartWork, strategy: Strategy) -> Num:
+    """Return what a layer's frozen weights take less where they are held as narrow as its matmuls read them."""
+    software = strategy.software
+    if not software.frozen_bytes or not strategy.matmul:
+        return 0.0
+    alone = np.asarray(strategy.zero) == 3
+    frozen = (work.params - work.trained_params) / np.where(alone, strategy.shards, 1)
+    experts = (work.expert_params - work.trained_expert_params) / np.where(alone, strategy.expert_replicas, 1)
+    return (ELEMENT_BYTES[strategy.dtype] - software.frozen_bytes) * (frozen + experts)
 
 
 def _updated(work: PartWork, strategy: Strategy) -> Num:
     """Return the parameters of a part that a rank updates."""
     sharded = np.asarray(strategy.zero) >= 1
-    return work.params / np.where(sharded, strategy.shards, 1) \
-        + work.expert_params / np.where(sharded, strategy.expert_replicas, 1)
+    return work.trained_params / np.where(sharded, strategy.shards, 1) \
+        + work.trained_expert_params / np.where(sharded, strategy.expert_replicas, 1)
 
 
 def in_flight(strategy: Strategy, rank: int) -> Num:
-    """Return the most micro-batches whose activations a pipeline rank holds.
-
-    p - rank under 1F1B, all under GPipe; with v chunks (v - 1) p + 2 (p - rank - 1) + 1 of them, each 1/v of the
-    rank's layers (arXiv 2104.04473, section 2.2.2).
-    """
+    """Return the most micro-batches whose activations a pipeline rank holds: chunks of them, each 1/v of its layers."""
     p, m, v = np.asarray(strategy.pp), np.asarray(strategy.num_microbatches), np.asarray(strategy.chunks)
-    chunked = np.minimum(m * v, (v - 1) * p + 2 * (p - rank - 1) + 1) / v
-    depth = np.where(v > 1, chunked, np.minimum(m, np.maximum(p - rank, 1)))
-    return np.where((np.asarray(strategy.schedule) == "GPipe") & (p > 1), m, depth)
+    names = np.where(p > 1, strategy.schedule, "1F1B")
+    held: Num = 0.0
+    for name in np.unique(names):
+        held = np.where(names == name, SCHEDULES[str(name)].held(rank, np.maximum(p, rank + 1), m, v), held)
+    return held / v
 
 
-def _elements(workload: Workload, stage: Stage) -> tuple[Num, Num]:
-    """Return the parameters of the largest layer of a stage, and of embedding and head, which ZeRO-3 gathers once.
+def _elements(workload: Workload, stage: Stage, which: str) -> tuple[Num, Num]:
+    """Return the parameters (or the `trained_` ones) of the largest layer of a stage, and of embedding and head, which
+    ZeRO-3 gathers once.
 
     Only the root of a model is not sharded again behind its forward (torch's fully_shard).
     """
     largest: Num = 0.0
     roots: Num = 0.0
     for part, num in stage:
-        elements = workload.parts[part].params + workload.parts[part].expert_params
-        if part in ("embedding", "head"):
+        work = workload.parts[part]
+        elements = getattr(work, f"{which}params") + getattr(work, f"{which}expert_params")
+        if part in ROOTS:
             roots = roots + elements * num
         else:
             largest = np.maximum(largest, elements)
@@ -265,16 +284,22 @@ def _saved_bytes(part: PartWork, strategy: Strategy) -> Num:
     return share * less + (1 - share) * part.saved_none_bytes
 
 
-def _pipe_bytes(workload: Workload, rank: int, pp: int, micro_batches: Num) -> Num:
-    """Return what a pipeline holds between stages, a stage at an end with one neighbour, one in the middle with two.
+def _pipe_bytes(workload: Workload, pipe: Pipe, rank: int, held: Num, waiting: Num) -> Num:
+    """Return what a pipeline holds between stages: a received and a sent tensor, forward and backward, for each neighbour.
 
-    torch's: until the step ends, every micro-batch's receive buffer and sent tensor, forward and backward (measured: 2 m).
-    Others: one of each, and what was sent for each micro-batch in flight where they keep it.
+    A stage has one in front and one behind, where these stand on other ranks. torch's runtime keeps the four of every
+    micro-batch until the step ends (measured: 2 m). Others have one of each at a time, and where they keep what they
+    have sent, that of each micro-batch `held`, but of those that are `waiting` for the loss.
     """
-    if pp == 1:
+    software, m = workload.strategy.software, np.asarray(workload.strategy.num_microbatches)
+    if pipe.pp == 1:
         return 0.0
-    software, ends = workload.strategy.software, 4 if 0 < rank < pp - 1 else 2
+    own = np.array(rank_stages(pipe.schedule, rank, pipe.pp, pipe.chunks))
+    beside = np.stack([own - 1, own + 1])
+    away = (beside >= 0) & (beside < pipe.pp * pipe.chunks) & (stage_rank(pipe.schedule, beside, pipe.pp) != rank)
     if software.pipe_buffers:
-        return ends * np.asarray(workload.strategy.num_microbatches) * workload.send.bytes
-    sent = micro_batches if software.keeps_sent and rank < pp - 1 else 0
-    return (ends + sent) * workload.send.bytes
+        tensors = 2 * away.sum() * m
+    else:
+        ends = pipe.pp * pipe.chunks - 1 in own
+        tensors = 2 * away.any(axis=1).sum() + (pipe.chunks * held - ends * waiting if software.keeps_sent else 0)
+    return tensors * workload.send.bytes

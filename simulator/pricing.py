@@ -58,16 +58,24 @@ class Seconds:
 class PartSeconds:
     """Seconds of one part of one micro-batch on one rank.
 
-    Backward includes what recomputation repeats. What happens in some micro-batches only (the accumulation of
+    Backward includes what recomputation repeats. `weight` is what of it makes the gradients of weights (W), which a
+    schedule that splits backward runs apart from the rest (I). What happens in some micro-batches only (the accumulation of
     gradients, copies to and from collectives in a pipeline) is spread over all.
     """
 
     forward: Seconds
     backward: Seconds
+    weight: Seconds
     gather_s: Num
     reduce_s: Num
     update_s: Num
     regather_s: Num
+
+    def of(self, pass_: str) -> Seconds:
+        """Return a pass: F, B, or one of B's halves I and W."""
+        if pass_ == "I":
+            return self.backward + self.weight * -1
+        return {"F": self.forward, "B": self.backward, "W": self.weight}[pass_]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -133,23 +141,28 @@ def _per_node(strategy: Strategy, cost: CostModel, axis: str) -> Num:
 
 
 def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSeconds:
-    forward, backward = _passes(part, strategy, cost)
+    forward, backward, weight = _passes(part, strategy, cost)
     m, zero, piped = np.asarray(strategy.num_microbatches), np.asarray(strategy.zero), np.asarray(strategy.pp) > 1
     if np.any(m > 1):
-        backward = backward + _seconds((part.accumulate,), strategy, cost) * ((m - 1) / m)
+        accumulate = _seconds((part.accumulate,), strategy, cost) * ((m - 1) / m)
+        backward, weight = backward + accumulate, weight + accumulate
     if np.any(zero >= 2) and not cost.gathers_with_copies:
         gather, reduce = (_seconds((k,), strategy, cost) for k in (part.gather_copy, part.reduce_copy))
         # a pipeline reduces once a step, and under ZeRO-2 gathers once a step
         once = np.where(piped, 1 / m, 1.0)
         forward = forward + gather * np.where(zero == 3, 1.0, np.where(zero == 2, once, 0.0))
-        backward = backward + gather * (zero == 3) + reduce * np.where(zero >= 2, once, 0.0)
+        reduce = reduce * np.where(zero >= 2, once, 0.0)
+        backward, weight = backward + gather * (zero == 3) + reduce, weight + reduce
 
-    def group_s(collectives: tuple[Collective, ...], engine: str) -> Num:
-        return sum(cost.collective(c, _per_node(strategy, cost, c.axis), engine).seconds for c in collectives)
+    def group_s(collectives: tuple[Collective, ...], engine: str, parts: Num = 1) -> Num:
+        """Return a part's share of collectives that so many parts share."""
+        whole = (replace(c, bytes=parts * c.bytes) for c in collectives)
+        return sum(cost.collective(c, _per_node(strategy, cost, c.axis), engine).seconds for c in whole) / parts
 
     return PartSeconds(
-        forward=forward, backward=backward, gather_s=group_s(part.gather, "fsdp"), reduce_s=group_s(part.reduce, "fsdp"),
-        update_s=_update_s(part, strategy, cost), regather_s=group_s(part.regather, ""),
+        forward=forward, backward=backward, weight=weight, gather_s=group_s(part.gather, "fsdp"),
+        reduce_s=group_s(part.reduce, "fsdp", part.bucket), update_s=_update_s(part, strategy, cost),
+        regather_s=group_s(part.regather, "", part.bucket),
     )
 
 
@@ -163,17 +176,19 @@ def _update_s(part: PartWork, strategy: Strategy, cost: CostModel) -> Num:
     return seconds
 
 
-def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Seconds, Seconds]:
-    """Return forward and backward with what recomputation repeats, neither faster than the host launches it."""
+def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Seconds, Seconds, Seconds]:
+    """Return forward and backward with what recomputation repeats, neither faster than the host launches it; and what of
+    backward makes gradients of weights."""
     recompute, share = np.asarray(strategy.recompute), strategy.recompute_share
     forward = _hosted(part.forward, strategy, cost)
     backward = _hosted(part.backward, strategy, cost)
+    weight = _seconds(tuple(w for w in part.backward if isinstance(w, Kernel) and w.pass_ == "W"), strategy, cost)
     if strategy.software.tp_backward:
         backward = _hide(backward, part, strategy, cost)
     for name, work in (("full", part.recompute_full), ("selective", part.recompute_selective)):
         if np.any(recompute == name):
             backward = backward + _hosted(work, strategy, cost) * np.where(recompute == name, share, 0.0)
-    return forward, backward
+    return forward, backward, weight
 
 
 def _hosted(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
@@ -205,10 +220,10 @@ def _stretches(work: Work) -> tuple[Work, Work]:
 
 
 def _hide(backward: Seconds, part: PartWork, strategy: Strategy, cost: CostModel) -> Seconds:
-    """Return a backward whose column-parallel collectives run beside the matmuls of weight gradients."""
+    """Return a backward whose column-parallel collectives run beside the matmuls of weight gradients, where it is whole."""
     beside = _seconds(part.hidden_backward, strategy, cost).tp_s
     matmuls = tuple(w for w in part.backward if isinstance(w, Kernel) and w.kind == "gemm" and w.pass_ == "W")
-    hidden = np.minimum(beside, _seconds(matmuls, strategy, cost).compute_s)
+    hidden = np.minimum(beside, _seconds(matmuls, strategy, cost).compute_s) * ~np.asarray(strategy.splits_backward)
     return replace(
         backward, tp_s=backward.tp_s - hidden, compute_s=backward.compute_s + cost.calibration.beside * hidden
     )

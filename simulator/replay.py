@@ -6,24 +6,24 @@ an action does inside the rank (layers, gathers one part ahead, reductions behin
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator
-from dataclasses import dataclass
-from typing import Any
+from collections import defaultdict
+from collections.abc import Callable, Generator, Sequence
+from typing import Any, NamedTuple
 
 import simpy
 
 from profiles.cost import CostModel
-from simulator.inside import Inside, Span, lay_out_stage, stage_units
+from simulator.inside import FIRST, LAST, Inside, Span, Stage, lay_out_pair, lay_out_stage, stage_units
 from simulator.layout import distinct_ranks, stage_parts
 from simulator.pricing import Prices, price
-from simulator.schedules import Action, Table, build_schedule
+from simulator.schedules import Action, Table, build_schedule, needs, passes, rank_stages, results
 from simulator.strategy import Strategy
-from simulator.timeline import Timeline, timeline_from_rows
+from simulator.timeline import Timeline
+from simulator.timeline_rows import Rows
 from simulator.workload import Workload
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ActionSpan:
+class ActionSpan(NamedTuple):
     """When a rank ran an action."""
 
     rank: int
@@ -33,34 +33,36 @@ class ActionSpan:
 
 
 def replay_table(
-    table: Table, seconds: Callable[[Action], float], send_s: float = 0.0, num_stages: int | None = None
+    table: Table, seconds: Callable[[Action], float], send_s: float = 0.0, waits: bool = False
 ) -> list[ActionSpan]:
-    """Return when each action of a schedule table runs; a send takes `send_s` and holds up no one but its receiver."""
-    stages = num_stages or 1 + max(a.stage for row in table for a in row)
+    """Return when each action of a schedule table runs; a send to another rank takes `send_s` and holds up its receiver
+    only, or with `waits` its sender, too."""
+    home = {a.stage: rank for rank, row in enumerate(table) for slot in row for a in passes(slot)}
+    num_stages = 1 + max(home, default=-1)
     env = simpy.Environment()
-    arrived: dict[Action, simpy.Event] = {}
+    done_s: dict[Action, float] = {}
+    awaited: dict[Action, simpy.Event] = {}
     spans: list[ActionSpan] = []
 
-    def arrival(action: Action) -> simpy.Event:
-        return arrived.setdefault(action, env.event())
-
-    def send(action: Action) -> Generator[Any, Any, None]:
-        yield env.timeout(send_s)
-        arrival(action).succeed()
-
     def walk(rank: int, row: list[Action]) -> Generator[Any, Any, None]:
+        free_s = 0.0
         for action in row:
-            if _received(action, stages):
-                yield arrival(action)
-            start = env.now
-            yield env.timeout(seconds(action))
-            spans.append(ActionSpan(rank=rank, action=action, start_s=start, end_s=env.now))
-            target = _sent_to(action, stages)
-            if target is not None:
-                if send_s > 0:
-                    env.process(send(target))
-                else:
-                    arrival(target).succeed()
+            start_s = free_s
+            for need in needs(action, num_stages):
+                if need not in done_s:
+                    yield awaited.setdefault(need, env.event())
+                start_s = max(start_s, done_s[need] + (send_s if home[need.stage] != rank else 0.0))
+            end_s = start_s + seconds(action)
+            # one event for the wait and the action: what it waits for is known by now
+            yield env.timeout(max(0.0, end_s - env.now))
+            spans.append(ActionSpan(rank, action, start_s, end_s))
+            free_s = end_s
+            for result in results(action):
+                done_s[result] = end_s
+                if waits and _leaves(result, rank, home, num_stages):
+                    free_s += send_s
+                if result in awaited:
+                    awaited.pop(result).succeed()
 
     for rank, row in enumerate(table):
         env.process(walk(rank, row))
@@ -68,67 +70,111 @@ def replay_table(
     return spans
 
 
-def _received(action: Action, num_stages: int) -> bool:
-    """Return whether an action waits for another stage's tensor."""
-    return action.stage > 0 if action.pass_ == "F" else action.stage < num_stages - 1
+def _leaves(result: Action, rank: int, home: dict[int, int], num_stages: int) -> bool:
+    """Return whether a result goes to another rank."""
+    target = receiver(result)
+    return 0 <= target < num_stages and home[target] != rank
 
 
-def _sent_to(action: Action, num_stages: int) -> Action | None:
-    """Return the action that an action's output feeds on another stage."""
-    if action.pass_ == "F":
-        return Action(action.stage + 1, "F", action.microbatch) if action.stage + 1 < num_stages else None
-    return Action(action.stage - 1, "B", action.microbatch) if action.stage > 0 else None
+def receiver(result: Action) -> int:
+    """Return the stage that takes a result: the next one an output, the one before a gradient; may be none of the model."""
+    return result.stage + 1 if result.pass_ == "F" else result.stage - 1
 
 
 def replay(workload: Workload, cost: CostModel) -> Timeline:
     """Return the timeline of one step of one strategy, for one rank of each set that is alike."""
     strategy = workload.strategy
+    name, pp, chunks = str(strategy.schedule) if strategy.pp > 1 else "1F1B", int(strategy.pp), int(strategy.chunks)
+    return replay_schedule(workload, cost, build_schedule(name, pp, int(strategy.num_microbatches), chunks),
+                           [rank_stages(name, rank, pp, chunks) for rank in range(pp)])
+
+
+def replay_schedule(workload: Workload, cost: CostModel, table: Table, held: Sequence[list[int]]) -> Timeline:
+    """Return the timeline of one step under a schedule table; `held` has the stages of each pipeline rank."""
+    strategy = workload.strategy
     prices = price(workload, cost)
-    pp, num_microbatches = int(strategy.pp), int(strategy.num_microbatches)
-    num_stages = pp * int(strategy.chunks)
-    table = build_schedule(str(strategy.schedule), pp, num_microbatches, int(strategy.chunks))
-    stages = stage_parts(workload.model, pp, int(strategy.chunks), strategy.software.layer_split)
-    units = [stage_units(prices, stages, stage) for stage in range(num_stages)]
-    insides = [lay_out_stage(u, strategy, prices) for u in units]
-    updates = [lay_out_stage([u for s in units[rank::pp] for u in s], strategy, prices).update for rank in range(pp)]
+    stages = stage_parts(workload.model, int(strategy.pp), int(strategy.chunks), strategy.software.layer_split)
+    units = [stage_units(prices, stages, stage) for stage in range(len(stages))]
+    laid = [lay_out_stage(u, strategy, prices) for u in units]
+    updates = [lay_out_stage([u for s in own for u in units[s]], strategy, prices).update for own in held]
     send_s = float(prices.send_s)
+    inside = _insides(table, laid, float(prices.beside))
+    spans = replay_table(table, lambda a: inside[a].busy_s, send_s, not strategy.software.pp_overlap)
 
-    def inside(action: Action) -> Inside:
-        return insides[action.stage].of(action.pass_, action.microbatch, num_microbatches)
-
-    spans = replay_table(table, lambda a: inside(a).busy_s, send_s, num_stages)
     ranks = distinct_ranks(strategy)
-    rows: list[tuple[Any, ...]] = []
-    ends, behind = [0.0] * pp, [0.0] * pp
+    home = {stage: rank for rank, own in enumerate(held) for stage in own}
+    rows = Rows()
+    ends, behind = [0.0] * len(held), [0.0] * len(held)
     # reductions that run beside nothing come after the last backward, those of all chunks
     waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
+    same: dict[tuple[int, int], list[ActionSpan]] = defaultdict(list)
     for span in spans:
-        done = inside(span.action)
-        place, m = span.action.stage % pp, span.action.microbatch
-        rank = ranks[place]
-        rows += [_row(rank, s, span.start_s, m, "cost model") for s in done.spans]
-        ends[place] = max(ends[place], span.end_s + (0.0 if waits_for_all else done.tail_s))
-        behind[place] += done.tail_s * waits_for_all
-        target = _sent_to(span.action, num_stages)
-        if target is not None and send_s > 0:
-            rows.append((rank, "pp", span.end_s, span.end_s + send_s, f"send to {ranks[target.stage % pp]}",
-                         span.action.pass_, -1, m, float(workload.send.bytes), "cost model"))
-    for place, end in enumerate(end + tail for end, tail in zip(ends, behind, strict=True)):
-        rows += [_row(ranks[place], s, end, -1, "cost model") for s in updates[place]]
-        waits = [end + max((s.end_s for s in updates[place]), default=0.0)]
-        rows.append((ranks[place], "host", waits[0], waits[0] + _uneven_s(waits[0], prices, strategy),
-                     "waiting for the slowest rank", "U", -1, -1, 0.0, "cost model"))
-    return timeline_from_rows([r for r in rows if r[3] > r[2]])
+        done = inside[span.action]
+        same[span.rank, id(done)].append(span)
+        ends[span.rank] = max(ends[span.rank], span.end_s + (0.0 if waits_for_all else done.tail_s))
+        behind[span.rank] += done.tail_s * waits_for_all
+    for (rank, _), those in same.items():
+        rows.add_spans(ranks[rank], inside[those[0].action].spans, [s.start_s for s in those],
+                       [passes(s.action)[0].microbatch for s in those])
+    if send_s > 0:
+        _add_sends(rows, spans, home, ranks, send_s, float(workload.send.bytes))
+    for rank, end_s in enumerate(end + tail for end, tail in zip(ends, behind, strict=True)):
+        after_s = end_s + max((s.end_s for s in updates[rank]), default=0.0)
+        waiting = Span("host", after_s - end_s, after_s - end_s + _uneven_s(after_s, prices, strategy),
+                       "waiting for the slowest rank", "U", -1)
+        rows.add_spans(ranks[rank], [*updates[rank], waiting], [end_s], [-1])
+    return rows.timeline("cost model")
+
+
+def _insides(table: Table, laid: Sequence[Stage], beside: float) -> dict[Action, Inside]:
+    """Return what each action of a table does; actions that do the same share it."""
+    first: set[Action] = set()
+    last: dict[int, Action] = {}
+    seen: set[int] = set()
+    for row in table:
+        for action in (a for slot in row for a in passes(slot)):
+            if action.pass_ == "F" and action.stage not in seen:
+                seen.add(action.stage)
+                first.add(action)
+            elif action.pass_ in "BW":
+                last[action.stage] = action
+
+    def of(action: Action) -> Inside:
+        kind = FIRST if action in first else LAST if last.get(action.stage) == action else ""
+        return laid[action.stage].actions[kind + action.pass_]
+
+    pairs: dict[tuple[int, int], Inside] = {}
+    found: dict[Action, Inside] = {}
+    for action in (a for row in table for a in row):
+        if not action.parts:
+            found[action] = of(action)
+            continue
+        one, other = (of(a) for a in action.parts)
+        key = id(one), id(other)
+        if key not in pairs:
+            pairs[key] = lay_out_pair(one, other, beside)
+        found[action] = pairs[key]
+    return found
+
+
+def _add_sends(
+    rows: Rows, spans: Sequence[ActionSpan], home: dict[int, int], ranks: Sequence[int], send_s: float, num_bytes: float
+) -> None:
+    """Add a row for each tensor that goes to another rank, on its sender."""
+    sent: dict[tuple[int, int, str], list[tuple[float, int]]] = defaultdict(list)
+    for span in spans:
+        for result in results(span.action):
+            if _leaves(result, span.rank, home, len(home)):
+                target = home[receiver(result)]
+                sent[span.rank, target, "F" if result.pass_ == "F" else "B"].append((span.end_s, result.microbatch))
+    for (rank, target, pass_), those in sent.items():
+        send = Span("pp", 0.0, send_s, f"send to {ranks[target]}", pass_, -1, num_bytes)
+        rows.add_spans(ranks[rank], [send], [start for start, _ in those], [m for _, m in those])
 
 
 def _uneven_s(end_s: float, prices: Prices, strategy: Strategy) -> float:
     """Return what ranks wait for the slowest in a step, and what no kernel of it sees."""
     return float(end_s * prices.wait) + strategy.software.step_s
-
-
-def _row(rank: int, span: Span, start_s: float, microbatch: int, source: str) -> tuple[Any, ...]:
-    return (rank, span.stream, start_s + span.start_s, start_s + span.end_s, span.op, span.pass_, span.layer,
-            microbatch, span.bytes, source)
 
 
 def rank_names(strategy: Strategy) -> dict[int, str]:
@@ -137,5 +183,3 @@ def rank_names(strategy: Strategy) -> dict[int, str]:
     return {
         rank: f"rank {rank} (stage {stage}, stands for {alike})" for stage, rank in enumerate(distinct_ranks(strategy))
     }
-
-

@@ -33,7 +33,8 @@ class StageSeconds:
     """One stage: its passes of one micro-batch, the tail of reductions after its last backward, its update.
 
     `last_backward_s` is the backward of the last micro-batch, where ZeRO-0 and 1 reduce gradients. `first_forward_s`
-    gathers weights that later micro-batches of a pipeline find gathered (ZeRO-2).
+    gathers weights that later micro-batches of a pipeline find gathered (ZeRO-2). `weight_s` is of a backward what makes the
+    gradients of weights.
     """
 
     forward: Seconds
@@ -41,6 +42,7 @@ class StageSeconds:
     forward_s: Num
     first_forward_s: Num
     backward_s: Num
+    weight_s: Num
     last_backward_s: Num
     tail_s: Num
     update_s: Num
@@ -81,7 +83,7 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
         forward=forward, backward=backward, forward_s=forward_s,
         first_forward_s=chain_s(runs("forward", gather_forward, 0.0), overlaps, beside)[0],
         # the tail of an earlier micro-batch hides behind the next forward
-        backward_s=plain,
+        backward_s=plain, weight_s=sum(prices.parts[p].weight.total_s * n for p, n in parts),
         last_backward_s=np.where(zero >= 2, blocked, backward.total_s + slowed),
         tail_s=np.where(zero >= 2, blocked_tail, np.maximum(0.0, queue_tail - slowed)),
         update_s=sum(prices.parts[p].update_s * n for p, n in parts),

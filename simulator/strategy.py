@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.ops import Num
+from simulator.schedules import SCHEDULES
 from simulator.software import TORCH, Software
 
 RECOMPUTE = ("none", "selective", "full")
-SCHEDULES = ("1F1B", "GPipe", "Interleaved1F1B")
 CONTEXT = ("ring", "all_gather", "ulysses")
+LORA_TARGETS = ("attention", "all")
 MATMUL_TYPES = {
     "fp32": ("fp32", ""), "bf16": ("bf16", ""), "fp16": ("fp16", ""), "fp8": ("bf16", "fp8"),
     "fp8-block": ("bf16", "fp8"), "mxfp8": ("bf16", "mxfp8"), "nvfp4": ("bf16", "nvfp4"),
@@ -35,7 +36,9 @@ class Strategy:
     `context` (ring, all_gather, ulysses). ep and etp lay experts over the ranks of dp, cp and tp. `recompute`: none;
     selective repeats what the software names; full keeps only each layer's input; `recompute_share` of the layers do
     so. `chunks` of layers a stage (interleaved pipelines). `num_microbatches` is per data-parallel rank and step.
-    `software` is what else the framework does; it and `precision`, `context` and `seq_len` are one for a batch.
+    `lora_rank`: all weights are frozen, and low-rank adapters beside the linear maps of `lora_targets` are trained (Hu et
+    al., arXiv 2106.09685; 0: all weights are trained). `software` is what else the framework does; it and `precision`,
+    `context`, `seq_len` and `lora_*` are one for a batch.
     """
 
     dp: Num = 1
@@ -57,6 +60,8 @@ class Strategy:
     num_microbatches: Num = 1
     seq_len: int = 1024
     imbalance: float = 1.0
+    lora_rank: int = 0
+    lora_targets: str = "attention"
     software: Software = TORCH
 
     @property
@@ -78,6 +83,12 @@ class Strategy:
     def kernels(self) -> str:
         """Return whether pointwise chains are fused or eager."""
         return self.software.kernels
+
+    @property
+    def splits_backward(self) -> Num:
+        """Return whether the schedule runs the gradients of inputs and of weights apart."""
+        split = [name for name, s in SCHEDULES.items() if s.splits_backward]
+        return np.isin(self.schedule, split) & (np.asarray(self.pp) > 1)
 
     @property
     def replicas(self) -> Num:
@@ -127,19 +138,27 @@ class Strategy:
         if self.pp != 1:
             chunks = f" of {self.chunks} chunks" if self.chunks != 1 else ""
             parts.insert(1, f"{self.schedule}{chunks}")
+        if self.lora_rank:
+            parts.append(f"LoRA of rank {self.lora_rank} on {self.lora_targets}")
         return ", ".join(parts)
 
 
 class Pipe(NamedTuple):
-    """Strategies of a batch that cut a model into the same stages: their indices, pipeline ranks and chunks."""
+    """Strategies of a batch with one schedule that cut a model into the same stages: their indices, pipeline ranks, chunks
+    and schedule."""
 
     where: NDArray[np.int64]
     pp: int
     chunks: int
+    schedule: str
 
 
 def by_pipe(strategy: Strategy) -> list[Pipe]:
-    """Return a batch by number of pipeline ranks and chunks."""
-    pp, chunks = (np.broadcast_to(np.asarray(v), (len(strategy),)) for v in (strategy.pp, strategy.chunks))
-    pairs = sorted(set(zip(pp.tolist(), chunks.tolist(), strict=True)))
-    return [Pipe(np.flatnonzero((pp == p) & (chunks == v)), int(p), int(v)) for p, v in pairs]
+    """Return a batch by number of pipeline ranks, chunks and schedule; without a pipeline the schedule says nothing."""
+    size = (len(strategy),)
+    pp, chunks = (np.broadcast_to(np.asarray(v), size) for v in (strategy.pp, strategy.chunks))
+    schedule = np.where(pp > 1, np.broadcast_to(np.asarray(strategy.schedule), size), "1F1B")
+    pipes = sorted(set(zip(pp.tolist(), chunks.tolist(), schedule.tolist(), strict=True)))
+    return [
+        Pipe(np.flatnonzero((pp == p) & (chunks == v) & (schedule == name)), int(p), int(v), str(name)) for p, v, name in pipes
+    ]

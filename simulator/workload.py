@@ -6,27 +6,24 @@ strategy's fields may be arrays; then every size is an array.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from profiles.attention import Attention, UnfusedAttention
 from profiles.collectives import Collective
-from profiles.families import Item, Shape, part_items, part_params
+from profiles.families import Item, Shape, part_params
+from profiles.families.pieces import ACTIVATION
+from profiles.matmul import Gemm
 from profiles.model import ModelSpec, Part, count, count_experts
-from profiles.ops import (
-    ELEMENT_BYTES,
-    AdamW,
-    Attention,
-    CrossEntropy,
-    Gemm,
-    Kernel,
-    Num,
-    Op,
-    Pass,
-    Pointwise,
-    UnfusedAttention,
-)
+from profiles.ops import ELEMENT_BYTES, Kernel, Num, Op
+from profiles.pointwise import Pointwise
+from profiles.vocabulary import CrossEntropy
+from simulator.adapters import trained_elements, trained_items
+from simulator.replicas import over_replicas
+from simulator.saved import dropped_bytes, regathered_bytes
 from simulator.software import Software
 from simulator.strategy import Strategy
 
@@ -42,8 +39,9 @@ class PartWork:
     a micro-batch's gradients to those of the ones before. `gather_copy` and `reduce_copy` move what is gathered or
     reduced between parameters and the flat buffers of the collective. `gather` brings the part's sharded weights
     together, `reduce` sums its gradients over their replicas, `update` is its optimizer step and `regather` what
-    follows it (ZeRO-1). `params` are the dense parameters of a rank, `expert_params` those of its experts. `saved_*` stay
-    for backward, `transient` lives inside backward beside them, `freed` inside forward.
+    follows it (ZeRO-1); so many like parts as `bucket` says share one message of `reduce` and `regather`. `params` are the
+    dense parameters that a rank holds, `expert_params` those of its experts; `trained_*` of them have a gradient. `saved_*`
+    stay for backward, `transient` lives inside backward beside them, `freed` inside forward.
     """
 
     forward: Work
@@ -58,8 +56,11 @@ class PartWork:
     reduce: tuple[Collective, ...]
     update: Kernel
     regather: tuple[Collective, ...]
+    bucket: Num
     params: Num
     expert_params: Num
+    trained_params: Num
+    trained_expert_params: Num
     saved_none_bytes: Num
     saved_selective_bytes: Num
     saved_full_bytes: Num
@@ -100,7 +101,7 @@ def build_workload(model: ModelSpec, strategy: Strategy) -> Workload:
     boundary = ELEMENT_BYTES[strategy.dtype] * shape.tokens / strategy.tp * model.hidden
     send = Collective(name="activation", kind="send", axis="pp", bytes=boundary, group_size=np.minimum(strategy.pp, 2))
     # embedding and head are one parameter: where they sit on two stages, their gradients are summed
-    tied = model.tied_embeddings & (np.asarray(strategy.pp) > 1)
+    tied = (model.tied_embeddings and not strategy.lora_rank) & (np.asarray(strategy.pp) > 1)
     tie = Collective(
         name="tied embedding", kind="all_reduce", axis="pp",
         bytes=strategy.software.grad_bytes * model.vocab * model.hidden / strategy.tp,
@@ -113,7 +114,8 @@ def build_workload(model: ModelSpec, strategy: Strategy) -> Workload:
 
 
 def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -> PartWork:
-    items = part_items(model, part, shape)
+    frozen = bool(strategy.lora_rank)
+    items = trained_items(model, part, shape, strategy.lora_rank, strategy.lora_targets)
     ops: list[Op] = [i for i in items if not isinstance(i, Collective)]
     specs = part_params(model, part)
     params, expert_params = count(specs, strategy.tp), count_experts(specs, strategy.ep, strategy.etp)
@@ -121,30 +123,39 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
         # the tied output projection is a second copy only where the head sits on another stage than the embedding
         tied = model.vocab * model.hidden / strategy.tp
         params = params - np.where(np.asarray(strategy.pp) == 1, tied, 0)
+    trained, trained_experts = params, expert_params
+    if frozen:
+        trained, trained_experts = trained_elements(items)
+        params, expert_params = params + trained, expert_params + trained_experts
     layer_input = ELEMENT_BYTES[strategy.dtype] * shape.local_tokens * model.hidden
     repeats = part not in ("embedding", "head")
-    selective_kind = strategy.software.selective
-    scores = selective_kind == "attention"
     saved_none: Num = sum(op.saved_bytes for op in ops) + _copied_bytes(ops, strategy)
     kept: Num = sum(op.output_bytes for op in _kept(ops, strategy.software.selective))
     again: Work = ()
-    if not strategy.software.keeps_gathered and repeats:
-        saved_none = saved_none - _regathered_bytes(items, strategy)
+    # what a frozen map reads is needed no more
+    if not strategy.software.keeps_gathered and not frozen:
+        saved_none = saved_none - regathered_bytes(items, strategy.tp)
         again = tuple(g for g in _in_front(items) if g.kind == "all_gather")
-    unsaved: Num = sum(_score_bytes(op) for op in ops)
-    selective = saved_none - unsaved if scores else layer_input + kept
+    selective: Num = layer_input + kept
+    if strategy.software.repeats:
+        selective = saved_none - _dropped_bytes(items, strategy)
+    elif strategy.software.selective == "attention":
+        selective = saved_none - sum(op.score_bytes for op in ops if isinstance(op, UnfusedAttention))
+    # below a frozen embedding nothing asks for a gradient
+    first = frozen and part == "embedding"
+    saved_none = 0.0 * saved_none if first else saved_none
     return PartWork(
-        forward=_pass(items, "F"), backward=_summed(_backward(items), strategy) + again,
-        hidden_backward=_hidden_backward(items) + again,
+        forward=_pass(items, "F"), backward=() if first else _summed(_backward(items), strategy) + again,
+        hidden_backward=() if frozen else _hidden_backward(items) + again,
         recompute_selective=_recompute_selective(items, strategy.software) if repeats else (),
         recompute_full=_recompute_full(items, strategy.software.early_stop) if repeats else (),
-        params=params, expert_params=expert_params,
+        params=params, expert_params=expert_params, trained_params=trained, trained_expert_params=trained_experts,
         saved_none_bytes=saved_none,
         saved_selective_bytes=selective if repeats else saved_none,
         saved_full_bytes=layer_input if repeats else saved_none,
         transient_bytes=_transient_bytes(ops, strategy, layer_input),
         freed_bytes=_freed_bytes(ops, ELEMENT_BYTES[strategy.dtype] * shape.tokens * model.hidden),
-        **_data_parallel(strategy, part, params, expert_params, model.hidden),
+        **over_replicas(model, strategy, part, (params, expert_params), (trained, trained_experts)),
     )
 
 
@@ -197,19 +208,6 @@ def _in_front(items: tuple[Item, ...]) -> list[Collective]:
     ]
 
 
-def _regathered_bytes(items: tuple[Item, ...], strategy: Strategy) -> Num:
-    """Return the bytes of gathered inputs beyond a rank's own shard, which the software may drop and gather again."""
-    narrow = ELEMENT_BYTES[strategy.matmul or strategy.dtype] / ELEMENT_BYTES[strategy.dtype]
-    n = np.asarray(strategy.tp, dtype=float)
-    return sum((narrow * g.bytes * np.where(np.asarray(g.group_size) > 1, 1 - 1 / n, 0.0)
-                for g in _in_front(items) if g.kind == "all_gather"), 0.0)
-
-
-def _score_bytes(op: Op) -> Num:
-    """Return the bytes that attention keeps beyond its inputs and output: its scores, where they are stored."""
-    return op.score_bytes if isinstance(op, UnfusedAttention) else 0.0
-
-
 def _recompute_full(items: tuple[Item, ...], early_stop: bool) -> Work:
     """Return what full recomputation repeats: the forward, or no more than up to the last tensor backward needs.
 
@@ -231,23 +229,43 @@ def _kept(ops: list[Op], selective: str) -> list[Op]:
 
 
 MODULES: dict[str, tuple[str, ...]] = {
-    "core_attn": ("attn.sdpa",), "layernorm": ("attn_norm", "ffn_norm", "ssm_norm"),
+    "core_attn": ("attn.sdpa",), "layernorm": ("attn_norm", "ffn_norm", "ssm_norm", "delta_norm"),
     "mla_up_proj": ("attn.q_norm", "attn.wq_up", "attn.kv_norm", "attn.wkv_up", "attn.rope"),
-    "moe_act": tuple(f"ffn.experts.{a}" for a in ("swiglu", "geglu", "gelu", "relu", "silu", "relu2")),
-    "shared_experts": ("ffn.shared",), "moe": ("ffn.",), "mlp": ("ffn.w", "ffn.swiglu", "ffn.gelu", "ffn.relu2"),
+    "moe_act": tuple(f"ffn.experts.{a}" for a in ACTIVATION), "shared_experts": ("ffn.shared",),
+    # all but the residual add
+    "moe": tuple(f"ffn.{n}" for n in ("fan_in", "rout", "latent", "permute", "dispatch", "sort", "experts", "combine",
+                                      "unpermute", "shared")),
+    "mlp": ("ffn.w", *(f"ffn.{a}" for a in ACTIVATION)),
 }
 """Module of `REPEATED` -> what the names of its operators begin with."""
+MARKS = {"moe": "ffn.router", "mla_up_proj": "attn.wkv_up"}
+"""Module -> the operator that only it has."""
+DISCARDED = ("layernorm", "mla_up_proj", "moe_act")
+"""Modules whose output goes too and is made again in front of the backward that reads it (Megatron-Core
+core/tensor_parallel/random.py: CheckpointWithoutOutput); others keep it (checkpoint)."""
 
 
-def _recompute_modules(items: tuple[Item, ...], modules: list[str]) -> Work:
-    """Return the forward of some modules; one that is not there repeats nothing."""
-    experts = any(i.name == "ffn.router" for i in items)
-    begins = tuple(b for m in modules for b in MODULES[m] if not (m == "moe" and not experts))
+def _begins(items: tuple[Item, ...], modules: Iterable[str]) -> tuple[str, ...]:
+    """Return what the names of the operators of some modules begin with; a module that is not there has none."""
+    names = {i.name for i in items}
+    return tuple(b for m in modules if m not in MARKS or MARKS[m] in names for b in MODULES[m])
+
+
+def _recompute_modules(items: tuple[Item, ...], modules: Iterable[str]) -> Work:
+    """Return the forward of some modules."""
+    begins = _begins(items, modules)
     work: list[Kernel | Collective] = []
     for item in items:
         if item.name.startswith(begins):
             work += [item] if isinstance(item, Collective) else item.kernels("F")
     return tuple(work)
+
+
+def _dropped_bytes(items: tuple[Item, ...], strategy: Strategy) -> Num:
+    """Return what is not kept where selective recomputation repeats the modules that the software names."""
+    modules = strategy.software.repeats.split(",")
+    discarded = _begins(items, set(DISCARDED).intersection(modules))
+    return dropped_bytes(items, _begins(items, modules), discarded, strategy.tp, strategy.software.keeps_gathered)
 
 
 def _recompute_selective(items: tuple[Item, ...], software: Software) -> Work:
@@ -275,10 +293,15 @@ def _recompute_selective(items: tuple[Item, ...], software: Software) -> Work:
 def _copied_bytes(ops: list[Op], strategy: Strategy) -> Num:
     """Return what a software keeps beside what the operators need: other layouts of attention's tensors, norms in fp32.
 
-    A norm written out in fp32 keeps its input in fp32 and the normed rows instead of its input alone.
+    Less where inputs of activations are kept narrow. A norm written out in fp32 keeps its input in fp32 and the normed rows
+    instead of its input alone.
     """
     software = strategy.software
     copies = sum(software.attention_copies * op.output_bytes for op in ops if isinstance(op, Attention | UnfusedAttention))
+    if software.narrow_activations and strategy.matmul:
+        less = 1 - ELEMENT_BYTES[strategy.matmul] / ELEMENT_BYTES[strategy.dtype]
+        kinds = set(ACTIVATION.values())
+        copies = copies - less * sum(op.saved_bytes for op in ops if isinstance(op, Pointwise) and op.kind in kinds)
     if not software.fp32_norms or software.kernels == "fused" or strategy.dtype == "fp32":
         return copies
     norms = [op for op in ops if isinstance(op, Pointwise) and op.kind in ("rms_norm", "layer_norm")]
@@ -316,71 +339,6 @@ def _freed_bytes(ops: list[Op], block_input: Num) -> Num:
     for op in ops:
         largest = np.maximum(largest, op.saved_bytes + op.output_bytes)
     return block_input + largest
-
-
-def _data_parallel(
-    strategy: Strategy, part: Part, params: Num, expert_params: Num, hidden: int
-) -> dict[str, Any]:
-    """Return the collectives over the replicas, the accumulation and the update of a part.
-
-    ZeRO-0 all-reduces; ZeRO-1 sums as its engine does (an all-reduce in fp32, a reduce-scatter under mixed
-    precision) and gathers the updated weights; ZeRO-2 and 3 reduce-scatter (arXiv 1910.02054, sections 5 and 7).
-    Where only a group of ranks shares a copy, what is scattered there is all-reduced over the groups (HSDP, arXiv
-    2304.11277, section 3.2.2). A collective that a level does not use has a group of one.
-    """
-    zero, software, n, shards = np.asarray(strategy.zero), strategy.software, strategy.replicas, strategy.shards
-    mixed = strategy.dtype != "fp32"
-    gathered = software.gather_bytes or ELEMENT_BYTES[strategy.dtype]
-    reduced = software.reduce_bytes
-    scatters = (zero >= 2) | ((zero == 1) & mixed)
-
-    def over(axis: str, kind: str, size: Num, used: Num, group: Num) -> Collective:
-        return Collective(name=f"{part}.{kind}", kind=kind, axis=axis, bytes=size, group_size=np.where(used, group, 1))
-
-    def sums(axis: str, elements: Num, group: Num, inside: Num) -> tuple[Collective, ...]:
-        return (
-            over(axis, "all_reduce", reduced * elements, ~scatters, group),
-            over(axis, "reduce_scatter", reduced * elements, scatters, inside),
-            over(f"{axis} groups", "all_reduce", reduced * elements / inside, scatters, group / inside),
-        )
-
-    def gathers(used: Num) -> tuple[Collective, ...]:
-        dense = over("shard", "all_gather", gathered * params, used, shards)
-        return (dense, over("edp", "all_gather", gathered * expert_params, used, experts)) if has_experts else (dense,)
-
-    has_experts, experts = bool(np.any(expert_params)), strategy.expert_replicas
-    reduce = sums("shard", params, n, shards)
-    reduce += sums("edp", expert_params, experts, experts)[:2] if has_experts else ()
-    # sharded gradients are added after they are scattered, whole ones (and those of a pipeline) before
-    apart = (zero >= 2) & (np.asarray(strategy.pp) == 1)
-    added = params / np.where(apart, shards, 1) + expert_params / np.where(apart, experts, 1)
-
-    def moved(name: str, elements: Num, dtype: str, pass_: Pass) -> Kernel:
-        """Return an add of that many elements: two tensors read and one written."""
-        return Pointwise(
-            name=f"{part}.{name}", kind="add", rows=elements / hidden, cols=hidden, dtype=dtype
-        ).kernels(pass_)[0]
-
-    # FSDP copies its shard into a flat buffer and the gathered buffer out of it, each read and written once; gradients
-    # likewise on their way to be scattered
-    copied = 2 / 3 * (params * (1 + 1 / np.asarray(shards, dtype=float))
-                      + expert_params * (1 + 1 / np.asarray(experts, dtype=float)))
-    grad_dtype = "fp32" if software.grad_bytes == 4 else strategy.dtype
-    if software.fused_accumulation:
-        added = 0.0 * added
-    updated = params / np.where(zero >= 1, shards, 1) + expert_params / np.where(zero >= 1, experts, 1)
-    return {
-        "accumulate": moved("accumulate", added, grad_dtype, "B"),
-        "gather_copy": moved("gather_copy", copied, strategy.dtype, "F"),
-        "reduce_copy": moved("reduce_copy", copied, "fp32" if reduced == 4 else strategy.dtype, "F"),
-        "gather": gathers(zero >= 2),
-        "reduce": reduce,
-        "update": AdamW(
-            name=f"{part}.update", params=updated, writes_bf16_copy=mixed,
-            state_bytes=software.master_bytes + software.moment_bytes, grad_bytes=software.grad_bytes,
-        ).kernels("U")[0],
-        "regather": gathers(zero == 1),
-    }
 
 
 def pick_workload(workload: Workload, index: Any) -> Workload:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +10,14 @@ import numpy as np
 import pytest
 from small_models import REFUSED, SMALL, TINY, collection, reference
 
+from profiles.attention import Attention, UnfusedAttention
 from profiles.collectives import Collective
 from profiles.families import Item, Shape, all_params, load_model, model_from_config, num_params, part_items, part_params
+from profiles.matmul import Gemm, GroupedGemm
 from profiles.model import ModelSpec, count, count_experts
-from profiles.ops import Attention, Gemm, GroupedGemm, Kernel, Pass, Pointwise, Scan, UnfusedAttention
+from profiles.ops import Kernel, Pass
+from profiles.pointwise import Pointwise
+from profiles.scan import Scan
 
 PASSES: tuple[Pass, ...] = ("F", "B", "W")
 
@@ -216,6 +221,15 @@ def test_windows_and_blocks_bound_attention() -> None:
         for n in ("block_experts", "full_experts")
     )
     assert blocks.kernels("F")[0].flop == full.kernels("F")[0].flop / 4
+
+
+@pytest.mark.parametrize("model_type", ["llama", "falcon", "gpt_neox"])
+def test_the_module_for_later_tokens_has_a_layer_as_the_model_has(model_type: str) -> None:
+    """Blocks side by side too."""
+    spec = replace(model_from_config(SMALL[model_type] | {"model_type": model_type}, "small"), mtp_layers=1)
+    layer, mtp = (part_items(spec, p, Shape(micro_batch=1, seq_len=128, tp=2)) for p in ("layer", "mtp"))
+    begin = [i.name for i in mtp].index(layer[0].name)
+    assert mtp[begin : begin + len(layer)] == layer
 
 
 def test_kernels_of_a_shape() -> None:

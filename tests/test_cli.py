@@ -256,9 +256,9 @@ def test_estimate_of_chunks(run) -> None:  # type: ignore[no-untyped-def]
     replayed = json.loads(run("simulate", "plan.yaml", "--json").out)
     assert replayed["strategy"] == data["strategy"]
     mistake(run("estimate", *LARGE, "--pp", "4", "--chunks", "2", "--schedule", "1F1B"),
-            "2 chunks a stage need", "the schedule Interleaved1F1B (is 1F1B)")
+            "1F1B needs 1 chunk a rank (is 2)", "for this shape there are Interleaved1F1B")
     mistake(run("estimate", *LARGE, "--pp", "16", "--chunks", "2", "--global-batch", "33"),
-            "needs a multiple of pp 16 micro-batches (is 33)")
+            "33 do not divide into 2 rounds; use a multiple of the 16 pipeline ranks")
     mistake(run("estimate", *LARGE, "--pp", "16", "--chunks", "4"), "pp 16 x 4 chunks is more than 32 layers")
 
 

@@ -11,26 +11,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles import files
+from profiles.attention import Attention, UnfusedAttention
 from profiles.collectives import Collective, traffic_factor
 from profiles.cost import CostModel, cost_model, roofline_s
 from profiles.efficiency import load_efficiency
 from profiles.files import BadInput
 from profiles.hardware import Cluster, cluster_from_table, load_accelerator, load_cluster
-from profiles.ops import (
-    POINTWISE,
-    AdamW,
-    Attention,
-    CrossEntropy,
-    Embedding,
-    Gemm,
-    GroupedGemm,
-    Kernel,
-    Op,
-    Pointwise,
-    Scan,
-    UnfusedAttention,
-)
+from profiles.matmul import Gemm, GroupedGemm
+from profiles.ops import Kernel, Op
+from profiles.optimizer import AdamW
+from profiles.pointwise import POINTWISE, Pointwise
+from profiles.scan import Scan
 from profiles.tables import MeasuredTable, table_from_rows
+from profiles.vocabulary import CrossEntropy, Embedding
 
 CLUSTERS = files.catalog_names("clusters")
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all", "send")

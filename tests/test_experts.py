@@ -15,8 +15,11 @@ from profiles.families.decoder import part_params
 from profiles.files import BadInput
 from profiles.hardware import load_cluster
 from profiles.laws import node_wire_bytes
+from profiles.matmul import LOOP_SHARE, GroupedGemm
 from profiles.model import Experts, count
-from profiles.ops import LOOP_SHARE, GroupedGemm, Kernel, Pointwise, Scan
+from profiles.ops import Kernel
+from profiles.pointwise import Pointwise
+from profiles.scan import Scan
 from simulator.estimate import estimate
 from simulator.pricing import price
 from simulator.software import REPEATED, Software, load_software, software_from

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +14,6 @@ from profiles.families import (
     FAMILIES,
     MODEL_TYPES,
     all_params,
-    check_spec,
     load_model,
     model_from_config,
     num_active_params,
@@ -190,23 +188,3 @@ def test_parameters_have_names_of_their_own() -> None:
         names = [p.name for p in all_params(load_model(name))]
         assert len(set(names)) == len(names)
     assert set(SMALL) <= set(MODEL_TYPES)
-
-
-@pytest.mark.parametrize(
-    ("change", "message"),
-    [
-        ({"pattern": ()}, "pattern: must name a kind of layer"), ({"pattern": (1,)}, "pattern: must name a kind of layer"),
-        ({"norm": "batch_norm"}, "norm: 'batch_norm' is not known; known are rms_norm, layer_norm"),
-        ({"hidden": 0}, "hidden: must be a whole number of at least 1"), ({"mtp_layers": -1}, "mtp_layers: must be a whole"),
-    ],
-)
-def test_dimensions_that_are_no_model_are_refused(change: dict[str, Any], message: str) -> None:
-    """People edit plan files, which state a model's dimensions."""
-    with pytest.raises(BadInput, match=f"llama-3-8b: {message}"):
-        check_spec(replace(load_model("llama-3-8b"), **change))
-
-
-def test_only_plain_blocks_run_side_by_side() -> None:
-    spec = load_model("mixtral-8x7b")
-    with pytest.raises(BadInput, match="parallel: only plain attention and a dense block"):
-        check_spec(replace(spec, kinds=(replace(spec.kinds[0], parallel=True),)))

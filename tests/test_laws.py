@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 
 from profiles import efficiency, files
+from profiles.attention import Attention
 from profiles.collectives import Collective, traffic_factor
 from profiles.cost import CostModel
 from profiles.efficiency import load_efficiency, with_attention_version, with_law_number
@@ -24,7 +25,8 @@ from profiles.files import BadInput
 from profiles.fitting import fit
 from profiles.hardware import load_accelerator, load_cluster
 from profiles.laws import attention_s, matmul_s, node_wire_bytes
-from profiles.ops import Attention, Gemm, GroupedGemm, Kernel
+from profiles.matmul import Gemm, GroupedGemm, matmul_kernel
+from profiles.ops import Kernel
 
 ROOT = Path(__file__).resolve().parent.parent
 KINDS = ("all_reduce", "all_gather", "reduce_scatter", "all_to_all")
@@ -293,3 +295,18 @@ def test_a_fit_of_a_curve() -> None:
 def test_a_fit_stays_within_its_bounds() -> None:
     found = fit(lambda v: v - np.array([3.0, -1.0]), np.array([0.5, 0.5]), lower=0.0, upper=2.0)
     assert found.values == pytest.approx([2.0, 0.0])
+
+
+@given(st.integers(8, 32), st.integers(1, 8))
+def test_heads_that_no_load_fits_are_slow_without_flash_attention(head_dim: int, batch: int) -> None:
+    """16-byte loads take eight elements: a head of 108 is slower than one of 112."""
+    a100 = load_accelerator("a100-80gb")
+    law = load_efficiency("a100-80gb").gemm
+
+    def seconds(n: int) -> float:
+        kernel = matmul_kernel("batched_gemm", "F", 16 * batch, 2048, 2048, n, dtype="bf16", out="bf16")
+        return float(matmul_s(a100, law, kernel))
+
+    aligned = seconds(8 * head_dim)
+    assert seconds(8 * head_dim + 1) > 2 * aligned
+    assert seconds(8 * head_dim + 8) < 1.2 * aligned

@@ -26,7 +26,7 @@ from profiles.families.llama import llama_spec
 from profiles.files import BadInput
 from profiles.hardware import cluster_from_table
 from profiles.measure.others import MANY_CORES, Load, Usage, descendants, load_between, quieter, usage
-from profiles.ops import AdamW
+from profiles.optimizer import AdamW
 from profiles.tables import ENGINES, MeasuredTable, read_table, write_table
 from reports.local import MIN_STEPS, Case, LocalAccuracy, local_cases, local_json, local_tables, quiet_step, validate_local
 from simulator.estimate import estimate

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from profiles import files
+from profiles.attention import Attention
 from profiles.families import all_params, load_model, model_from_config, num_params
 from profiles.files import BadInput
 from profiles.model import SelfAttention, count
-from profiles.ops import Attention
 from simulator.metrics import step_flop
 from simulator.strategy import Strategy
 

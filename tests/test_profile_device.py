@@ -11,8 +11,9 @@ from tests_support import tiny_profile
 
 from headway import main
 from profiles.files import BadInput
+from profiles.matmul import Gemm
 from profiles.measure.grid import FP8, GEMMS, QUANTISE, default_kernels, whole
-from profiles.ops import Gemm, Kernel
+from profiles.ops import Kernel
 from profiles.tables import read_table, write_table
 
 torch = pytest.importorskip("torch")

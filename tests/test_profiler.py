@@ -11,15 +11,18 @@ import pandas as pd
 import pytest
 
 from planner.shapes import kernels_of
+from profiles.attention import Attention
 from profiles.collectives import KINDS
 from profiles.families import load_model
 from profiles.families.gpt2 import gpt2_spec
 from profiles.families.llama import llama_spec
 from profiles.files import BadInput
+from profiles.matmul import Gemm
 from profiles.measure import measure_machine
 from profiles.measure.grid import MEASURED, default_kernels, key, unique, whole
 from profiles.model import Experts
-from profiles.ops import POINTWISE, Attention, Gemm, Kernel, Pointwise
+from profiles.ops import Kernel
+from profiles.pointwise import POINTWISE, Pointwise
 from profiles.tables import HEAD_FIELDS, OTHER_KINDS, MeasuredTable, read_table, write_table
 
 torch = pytest.importorskip("torch")

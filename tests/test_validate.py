@@ -6,6 +6,7 @@ import csv
 import io
 import json
 import re
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from reports.published_model import model_of
 from reports.published_software import FRAMEWORKS, SETTINGS, software_of
 from reports.rows import Row, chosen, read_rows
 from reports.validate_command import accuracy_json, accuracy_tables, read_before, validate
-from simulator.software import SoftwareFile, load_software
+from simulator.software import Software, load_software
 
 ROOT = Path(__file__).resolve().parent.parent
 CELLS = {
@@ -96,7 +97,7 @@ def test_recomputation_of_some_layers_is_a_share() -> None:
 
 IMPOSSIBLE = [
     ({"duplicate_of": "R7"}, "repeats R7"),
-    ({"workload": "lora"}, "workload: lora is not priced"),
+    ({"workload": "dpo"}, "workload: dpo is not priced"),
     ({"step_time_s": ""}, "no measured step time or peak memory"),
     ({"other_notes": "activation CPU offload of 3 layers"}, "activations offloaded to the host are not priced"),
     ({"zero_detail": "with CPU offload of optimizer"}, "states offloaded to the host are not priced"),
@@ -119,7 +120,6 @@ IMPOSSIBLE = [
     ({"peak_mem_gib_per_gpu": "97"}, "memory: 97 GiB do not fit a H100"),
     ({"gpu": "H300"}, "gpu: 'H300' has no reference cluster"),
     ({"n_gpus": 12, "tp": 1, "dp": 12, "global_batch": 24}, "gpus: 12 do not divide into whole nodes of 8"),
-    ({"source": "a table", "zero_detail": ""}, "software: source, zero_detail and other_notes name no known framework"),
     ({"hidden": "4096x"}, "hidden: '4096x' is not a number"),
     ({"n_layers": "31.5"}, "n_layers: '31.5' is not a whole number"),
     ({"n_kv_heads": "5"}, "n_kv_heads: 5 key-value heads do not divide 32 heads"),
@@ -137,6 +137,15 @@ def test_an_impossible_row_says_why_and_is_left_out(cells: dict[str, Any], reaso
     assert left_out.id == "R1"
     assert reason in left_out.reason
     assert "\n" not in left_out.reason
+
+
+@pytest.mark.parametrize(("cells", "name"), [
+    ({"zero_stage": 3, "year": 2025}, "torchtitan-2025 (assumed)"), ({"zero_stage": 3, "year": 2023}, "fsdp-2022 (assumed)"),
+    ({"zero_stage": 1, "year": 2024}, "megatron-lm-2024 (assumed)"),
+    ({"zero_stage": "", "year": 2021}, "megatron-lm-2020 (assumed)"),
+])
+def test_a_framework_that_nothing_names_is_assumed_and_said_so(cells: dict[str, Any], name: str) -> None:
+    assert software_of(row(source="a table", zero_detail="", other_notes="", **cells)).name == name
 
 
 def test_the_row_that_the_others_change_is_possible() -> None:
@@ -255,7 +264,7 @@ def test_every_framework_is_in_the_catalogue_with_its_source() -> None:
         assert re.search(rf"-{software.year}(\.\d\d)?$", name), name
     for column, _, stated in SETTINGS:
         assert column in CELLS
-        assert set(stated) <= set(SoftwareFile.model_fields)
+        assert set(stated) <= {f.name for f in fields(Software)}
 
 
 def test_a_file_without_the_columns_is_one_clear_line(tmp_path: Path) -> None:
@@ -403,12 +412,12 @@ def test_two_processes_predict_what_one_does(monkeypatch: pytest.MonkeyPatch) ->
 
 def test_validate_writes_page_rows_and_json(tmp_path: Path) -> None:
     path = table(tmp_path / "runs.csv", row(id="a"), row(id="b", gpu="A100-80GB-SXM", step_time_s=5, zero_stage=1),
-                 row(id="c", workload="lora"), row(id="d", step_time_s="", peak_mem_gib_per_gpu=40, peak_mem_kind="allocated"))
+                 row(id="c", workload="dpo"), row(id="d", step_time_s="", peak_mem_gib_per_gpu=40, peak_mem_kind="allocated"))
     found = validate(path, [], tmp_path / "out")
     page = (tmp_path / "out" / "accuracy.html").read_text()
     assert page.count("<svg") == 4
     assert page.count("http://") == 2 * page.count("<svg"), "the page is self-contained: only the names of SVG"
-    for text in ("Predicted against measured: runs.csv", "predicted over measured", "workload: lora is not priced"):
+    for text in ("Predicted against measured: runs.csv", "predicted over measured", "workload: dpo is not priced"):
         assert text in page
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "rows.csv").read_text())))
     assert [r["id"] for r in lines] == ["a", "b", "d"]
@@ -417,7 +426,7 @@ def test_validate_writes_page_rows_and_json(tmp_path: Path) -> None:
     data = json.loads((tmp_path / "out" / "accuracy.json").read_text())
     assert {"id", "measured_s", "predicted_s", "p10_s", "p90_s", "error"} <= set(data["rows"][0])
     assert [r["id"] for r in data["rows"]] == ["a", "b"]
-    assert data["skipped"] == [{"id": "c", "reason": "workload: lora is not priced"}]
+    assert data["skipped"] == [{"id": "c", "reason": "workload: dpo is not priced"}]
     assert {"by", "key", "n", "mape", "median", "p90", "bias", "coverage"} <= set(data["groups"][0])
     assert [r["id"] for r in data["memory_rows"]] == ["d"]
     assert [m["key"] for m in data["memory"]] == ["allocated"]
@@ -428,7 +437,7 @@ def test_validate_writes_page_rows_and_json(tmp_path: Path) -> None:
 
 
 def test_a_file_of_left_out_rows_still_makes_a_page(tmp_path: Path) -> None:
-    found = validate(table(tmp_path / "runs.csv", row(workload="lora")), [], tmp_path)
+    found = validate(table(tmp_path / "runs.csv", row(workload="dpo")), [], tmp_path)
     assert "Left out: 1 rows" in (tmp_path / "accuracy.html").read_text()
     assert rows_csv(found) == ""
     assert accuracy_json(found)["groups"] == []

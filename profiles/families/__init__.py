@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import MISSING, fields, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from profiles import files
 from profiles.families import classic, deepseek, gemma, gpt2, llama, nemotron, qwen, sparse
-from profiles.families.decoder import blocks, part_items, part_params
-from profiles.families.pieces import ACTIVATION, Item, Shape
+from profiles.families.decoder import part_items, part_params
+from profiles.families.pieces import Item, Shape
+from profiles.families.spec import check_dimensions, read_spec
 from profiles.files import BadInput
-from profiles.model import FeedForward, LatentAttention, LayerSpec, ModelSpec, ParamSpec, SelfAttention
+from profiles.model import ModelSpec, ParamSpec
 
 __all__ = ["FAMILIES", "MODEL_TYPES", "Item", "Shape", "all_params", "check_spec", "load_model", "model_from_config",
-           "num_active_params", "num_params", "part_items", "part_params"]
+           "model_from_mapping", "num_active_params", "num_params", "part_items", "part_params"]
 
 MODEL_TYPES: dict[str, Callable[[dict[str, Any]], ModelSpec]] = {
     "gpt2": gpt2.from_config,
@@ -45,12 +46,6 @@ UNPRICED = {
 }
 """Hugging Face `model_type` -> blocks of it that have no law here."""
 
-CHOICES = {
-    "activation": tuple(ACTIVATION), "positions": ("rotary", "alibi", "learned", "none"),
-    "qk_norm": ("none", "head", "all", "plain"), "decay": ("head", "channel"), "norm": ("rms_norm", "layer_norm"),
-}
-"""What the named fields of a spec and of its blocks may say."""
-
 FAMILIES = tuple(dict.fromkeys(("gpt2", "llama", *MODEL_TYPES)))
 """Names that `ModelSpec.family` may have."""
 
@@ -72,40 +67,19 @@ def model_from_config(config: dict[str, Any], name: str, source: str = "") -> Mo
     return spec
 
 
-def check_spec(spec: ModelSpec) -> None:
-    """Refuse dimensions that cannot be a model."""
-    _check_fields(spec.name, spec)
-    if not spec.pattern or not all(0 <= i < len(spec.kinds) for i in spec.pattern):
-        raise BadInput(f"{spec.name}: pattern: must name a kind of layer by its index, at least once")
-    for layer in spec.kinds:
-        for block in blocks(layer):
-            _check_fields(spec.name, block)
-        if layer.parallel and not (isinstance(layer.mixer, SelfAttention) and isinstance(layer.ffn, FeedForward)):
-            raise BadInput(f"{spec.name}: parallel: only plain attention and a dense block run side by side ({layer.name})")
-        _check_heads(spec.name, layer)
+def model_from_mapping(data: Any, origin: str) -> ModelSpec:
+    """Return the spec that a plan file states in the fields of `ModelSpec`; `origin` is named in errors."""
+    spec = read_spec(data, origin)
+    check_spec(spec, origin)
+    return spec
 
 
-def _check_fields(name: str, block: Any) -> None:
-    for field in fields(block):
-        value = getattr(block, field.name)
-        least = 1 if field.default is MISSING and field.name != "q_lora_rank" else 0
-        if field.type == "int" and (isinstance(value, bool) or not isinstance(value, int) or value < least):
-            raise BadInput(f"{name}: {field.name}: must be a whole number of at least {least} (is {value!r})")
-        if field.name in CHOICES and value not in CHOICES[field.name]:
-            raise BadInput(f"{name}: {field.name}: {value!r} is not known; known are {', '.join(CHOICES[field.name])}")
-
-
-def _check_heads(name: str, layer: LayerSpec) -> None:
-    mixer = layer.mixer
-    if not isinstance(mixer, (SelfAttention, LatentAttention)):
-        return
-    turned = mixer.rope_dim or mixer.head_dim
-    if mixer.positions == "rotary" and turned % 2:
-        raise BadInput(f"{name}: head_dim: rotary positions need an even number (is {turned})")
-    if mixer.num_heads % mixer.num_kv_heads:
-        raise BadInput(
-            f"{name}: num_kv_heads: {mixer.num_kv_heads} key-value heads do not divide {mixer.num_heads} heads"
-        )
+def check_spec(spec: ModelSpec, origin: str = "") -> None:
+    """Refuse what cannot be a model, by the field that says so; `origin` is where the spec was written, if anywhere."""
+    at = f"{origin}." if origin else f"{spec.name}: "
+    if spec.family not in FAMILIES:
+        raise BadInput(f"{at}family: {spec.family!r} is not known; known are {', '.join(FAMILIES)}")
+    check_dimensions(spec, at)
 
 
 def load_model(name: str) -> ModelSpec:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
+from profiles.attention import Attention, UnfusedAttention
 from profiles.collectives import Collective
 from profiles.families.pieces import Item, Shape, fan_in, gather, gemm, linear_params, pointwise, scatter, used
 from profiles.model import ModelSpec, ParamSpec, SelfAttention
-from profiles.ops import ELEMENT_BYTES, Attention, Num, UnfusedAttention
+from profiles.ops import ELEMENT_BYTES, Num
 
 
 def params(spec: ModelSpec, mixer: SelfAttention) -> tuple[ParamSpec, ...]:

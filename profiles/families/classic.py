@@ -11,6 +11,7 @@ from profiles.families.config import (
     Config,
     choice,
     flag,
+    head_width,
     kinds_of,
     number,
     refuse,
@@ -37,8 +38,8 @@ def mpt(config: Config) -> ModelSpec:
     table = length if not alibi and flag(config, "learned_pos_emb", True) else 0
     layer = LayerSpec(
         mixer=SelfAttention(
-            num_heads=heads, num_kv_heads=kv, head_dim=hidden // heads, qkv_bias=bias, out_bias=bias,
-            positions="alibi" if alibi else "learned" if table else "none",
+            num_heads=heads, num_kv_heads=kv, head_dim=head_width(hidden, heads, "n_heads"), qkv_bias=bias,
+            out_bias=bias, positions="alibi" if alibi else "learned" if table else "none",
         ),
         ffn=FeedForward(hidden=whole_number(config, "expansion_ratio", 4) * hidden, activation="gelu", bias=bias),
     )
@@ -58,7 +59,8 @@ def opt(config: Config) -> ModelSpec:
     activation = choice(config, "activation_function", GELU | {"relu": "relu"}, "relu")
     layer = LayerSpec(
         mixer=SelfAttention(
-            num_heads=heads, num_kv_heads=heads, head_dim=hidden // heads, positions="learned", qkv_bias=bias, out_bias=bias,
+            num_heads=heads, num_kv_heads=heads, head_dim=head_width(hidden, heads), positions="learned", qkv_bias=bias,
+            out_bias=bias,
         ),
         ffn=FeedForward(hidden=whole_number(config, "ffn_dim"), activation=activation, bias=bias),
     )
@@ -74,7 +76,8 @@ def bloom(config: Config) -> ModelSpec:
     heads = whole_number(config, "n_head", config.get("num_attention_heads"))
     layer = LayerSpec(
         mixer=SelfAttention(
-            num_heads=heads, num_kv_heads=heads, head_dim=hidden // heads, positions="alibi", qkv_bias=True, out_bias=True,
+            num_heads=heads, num_kv_heads=heads, head_dim=head_width(hidden, heads, "n_head"), positions="alibi",
+            qkv_bias=True, out_bias=True,
         ),
         ffn=FeedForward(hidden=4 * hidden, activation="gelu", bias=True),
     )
@@ -112,7 +115,7 @@ def falcon(config: Config) -> ModelSpec:
     parallel = new or flag(config, "parallel_attn", True)
     layer = LayerSpec(
         mixer=SelfAttention(
-            num_heads=heads, num_kv_heads=kv, head_dim=hidden // heads, qkv_bias=bias, out_bias=bias,
+            num_heads=heads, num_kv_heads=kv, head_dim=head_width(hidden, heads), qkv_bias=bias, out_bias=bias,
             positions="alibi" if flag(config, "alibi") else "rotary",
         ),
         ffn=FeedForward(hidden=whole_number(config, "ffn_hidden_size", 4 * hidden), activation="gelu", bias=bias),

@@ -23,6 +23,13 @@ def whole_number(config: Config, field: str, default: int | None = None, *, leas
     return value
 
 
+def head_width(hidden: int, heads: int, field: str = "num_attention_heads") -> int:
+    """Return the width of a head where heads share the hidden size evenly; `field` states their number."""
+    if hidden % heads:
+        raise BadInput(f"{field}: {heads} heads do not divide a hidden size of {hidden}")
+    return hidden // heads
+
+
 def number(config: Config, field: str, default: float) -> float:
     """Return a field that must be a number above 0; a missing or null one is the default."""
     value = config.get(field)
@@ -55,6 +62,22 @@ def per_layer(config: Config, field: str, num_layers: int) -> list[Any]:
     if not isinstance(value, list) or len(value) < num_layers:
         raise BadInput(f"{field}: must be a list of {num_layers} entries, one for each layer")
     return value[:num_layers]
+
+
+def whole_numbers(config: Config, field: str) -> list[int]:
+    """Return a field that must be a list of whole numbers; a missing or null one is empty."""
+    value = config.get(field)
+    value = [] if value is None else value
+    if not isinstance(value, list) or not all(isinstance(v, int) and not isinstance(v, bool) for v in value):
+        raise BadInput(f"{field}: must be a list of whole numbers (is {value!r})")
+    return value
+
+
+def each_known(field: str, entries: list[Any], known: Iterable[str]) -> list[str]:
+    """Return the entries of a field, each of which must be known."""
+    if strange := [e for e in entries if not isinstance(e, str) or e not in known]:
+        unknown(f"{field}: {sorted({str(e) for e in strange})} are")
+    return entries
 
 
 def choice(config: Config, field: str, known: dict[str, str], default: str | None = None) -> str:
@@ -117,6 +140,7 @@ def text_tower(config: Config) -> Config:
     return outer | {k: v for k, v in inner.items() if v is not None} if inner else config
 
 
-def kind_of_attention(config: Config, num_layers: int, default: list[str]) -> list[str]:
-    """Return sliding_attention, full_attention and the like for each layer; `default` where nothing is stated."""
-    return default if config.get("layer_types") is None else per_layer(config, "layer_types", num_layers)
+def kind_of_attention(config: Config, num_layers: int, default: list[str], known: Iterable[str]) -> list[str]:
+    """Return which of the known kinds of attention each layer has; `default` where nothing is stated."""
+    stated = default if config.get("layer_types") is None else per_layer(config, "layer_types", num_layers)
+    return each_known("layer_types", stated, known)

@@ -15,6 +15,7 @@ from profiles.families.pieces import (
     residual_add,
     scatter,
 )
+from profiles.matmul import Gemm
 from profiles.model import (
     Experts,
     FeedForward,
@@ -28,7 +29,7 @@ from profiles.model import (
     SelfAttention,
     StateSpace,
 )
-from profiles.ops import CrossEntropy, Embedding, Gemm
+from profiles.vocabulary import CrossEntropy, Embedding
 
 PREFIX = {"attention": "attn", "latent": "attn", "mamba2": "ssm", "delta": "delta", "dense": "ffn", "experts": "ffn"}
 """Kind of block -> what the names of its parameters and operators begin with."""
@@ -100,8 +101,7 @@ def part_items(spec: ModelSpec, part: Part, shape: Shape) -> tuple[Item, ...]:
         return _head_items(spec, shape)
     if part == "mtp":
         return _mtp_items(spec, shape)
-    layer = spec.kind(part)
-    return _parallel_items(spec, layer, shape) if layer.parallel else _layer_items(spec, layer, shape)
+    return _layer_items(spec, spec.kind(part), shape)
 
 
 def _look_up(spec: ModelSpec, shape: Shape) -> tuple[Item, ...]:
@@ -136,6 +136,8 @@ def _mtp_items(spec: ModelSpec, shape: Shape) -> tuple[Item, ...]:
 
 
 def _layer_items(spec: ModelSpec, layer: LayerSpec, shape: Shape) -> tuple[Item, ...]:
+    if layer.parallel:
+        return _parallel_items(spec, layer, shape)
     result: list[Item] = []
     for block in blocks(layer):
         name = PREFIX[block.kind]

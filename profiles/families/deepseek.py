@@ -11,11 +11,11 @@ from profiles.families.config import (
     TEXT_ONLY,
     Config,
     choice,
+    each_known,
     flag,
     per_layer,
     refuse,
     text_tower,
-    unknown,
     whole_number,
 )
 from profiles.families.llama import SILU, common
@@ -50,9 +50,7 @@ def glm(config: Config) -> ModelSpec:
         refuse({k: v for k, v in config.items() if v != 1}, ("index_topk_freq", "index_topk_pattern"))
         return _spec(config, "glm_moe_dsa", [own] * num_layers)
     mixers = {"full": own, "shared": replace(own, indexer_heads=0, indexer_dim=0)}
-    types = per_layer(config, "indexer_types", num_layers)
-    if strange := set(types) - set(mixers):
-        unknown(f"indexer_types: {sorted(strange)} are")
+    types = each_known("indexer_types", per_layer(config, "indexer_types", num_layers), mixers)
     return _spec(config, "glm_moe_dsa", [mixers[t] for t in types])
 
 

@@ -19,8 +19,10 @@ from profiles.families.pieces import (
     scatter,
     used,
 )
+from profiles.matmul import Gemm, GroupedGemm
 from profiles.model import Experts, FeedForward, ModelSpec, ParamSpec
-from profiles.ops import ELEMENT_BYTES, Gemm, GroupedGemm, Num, Pointwise
+from profiles.ops import ELEMENT_BYTES, Num
+from profiles.pointwise import Pointwise
 
 
 def dense_params(spec: ModelSpec, ffn: FeedForward, name: str = "ffn") -> tuple[ParamSpec, ...]:

@@ -15,6 +15,7 @@ from profiles.families.config import (
     flag,
     kind_of_attention,
     refuse,
+    rope_dim,
     section,
     text_tower,
     unknown,
@@ -23,6 +24,7 @@ from profiles.families.config import (
 from profiles.families.llama import common
 from profiles.model import Experts, FeedForward, Ffn, LayerSpec, ModelSpec, SelfAttention
 
+LAYER_TYPES = ("full_attention", "sliding_attention")
 GELU = dict.fromkeys(("gelu", "gelu_new", "gelu_pytorch_tanh", "gelu_fast"), "gelu")
 GEMMA3 = {
     "vocab_size": 262208, "num_attention_heads": 8, "num_key_value_heads": 4, "head_dim": 256,
@@ -41,7 +43,7 @@ def gemma2(config: Config) -> ModelSpec:
     """Return the spec of a `Gemma2Config`: every other layer sees a window."""
     num_layers = whole_number(config, "num_hidden_layers")
     default = ["full_attention" if i % 2 else "sliding_attention" for i in range(num_layers)]
-    kinds = kind_of_attention(config, num_layers, default)
+    kinds = kind_of_attention(config, num_layers, default, LAYER_TYPES)
     return _spec({"sliding_window": 4096} | config, "gemma2", kinds, _attention(config), post_norms=True)
 
 
@@ -50,7 +52,7 @@ def gemma3(config: Config) -> ModelSpec:
     text = GEMMA3 | text_tower(config)
     num_layers, every = whole_number(text, "num_hidden_layers"), whole_number(text, "sliding_window_pattern", 6)
     default = ["sliding_attention" if (i + 1) % every else "full_attention" for i in range(num_layers)]
-    kinds = kind_of_attention(text, num_layers, default)
+    kinds = kind_of_attention(text, num_layers, default, LAYER_TYPES)
     spec = _spec(text, "gemma3", kinds, replace(_attention(text), qk_norm="head"), post_norms=True)
     return replace(spec, source=TEXT_ONLY if "text_config" in config else "")
 
@@ -60,7 +62,7 @@ def gemma4(config: Config) -> ModelSpec:
     text = text_tower(config)
     refuse(text, ("hidden_size_per_layer_input", "num_kv_shared_layers", "use_double_wide_mlp"))
     num_layers = whole_number(text, "num_hidden_layers")
-    kinds = kind_of_attention(text, num_layers, [])
+    kinds = kind_of_attention(text, num_layers, [], LAYER_TYPES)
     if not kinds:
         unknown("layer_types: a missing one is")
     sliding = replace(_attention(text), qk_norm="head", value_norm=True)
@@ -69,8 +71,7 @@ def gemma4(config: Config) -> ModelSpec:
         num_kv_heads=whole_number(text, "num_global_key_value_heads", sliding.num_kv_heads),
         shared_kv=flag(text, "attention_k_eq_v"),
     )
-    turned = section(section(text, "rope_parameters"), "full_attention").get("partial_rotary_factor", 1)
-    full = replace(full, rope_dim=0 if turned >= 1 else 2 * int(full.head_dim * turned / 2))
+    full = replace(full, rope_dim=rope_dim(section(section(text, "rope_parameters"), "full_attention"), full.head_dim))
     spec = _spec(text, "gemma4", kinds, sliding, post_norms=True, full=full)
     return replace(spec, source=TEXT_ONLY if text is not config else "")
 
@@ -90,8 +91,6 @@ def _spec(
     full: SelfAttention | None = None,
 ) -> ModelSpec:
     """Return a model whose layers see all tokens or a window, by kind."""
-    if strange := set(kinds) - {"full_attention", "sliding_attention"}:
-        unknown(f"layer_types: {sorted(strange)} are")
     slides = "sliding_attention" in kinds
     sliding = replace(mixer, window=whole_number(config, "sliding_window")) if slides else mixer
     ffn = _ffn(config)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from profiles.families.config import Config, choice, flag, number, refuse, whole_number
+from profiles.families.config import Config, choice, flag, head_width, number, refuse, whole_number
 from profiles.model import FeedForward, LayerSpec, ModelSpec, SelfAttention
 
 
@@ -33,7 +33,7 @@ def from_config(config: Config) -> ModelSpec:
     heads, hidden = whole_number(config, "n_head"), whole_number(config, "n_embd")
     return gpt2_spec(
         name="", num_layers=whole_number(config, "n_layer"), hidden=hidden, num_heads=heads, num_kv_heads=heads,
-        head_dim=hidden // heads, ffn_hidden=whole_number(config, "n_inner", 4 * hidden),
+        head_dim=head_width(hidden, heads, "n_head"), ffn_hidden=whole_number(config, "n_inner", 4 * hidden),
         vocab=whole_number(config, "vocab_size"), max_seq_len=whole_number(config, "n_positions"),
         tied_embeddings=flag(config, "tie_word_embeddings", True),
         norm_eps=number(config, "layer_norm_epsilon", 1e-5),

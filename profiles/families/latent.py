@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from profiles.attention import Attention
 from profiles.families.attention import attend
 from profiles.families.pieces import Item, Shape, fan_in, gather, gemm, linear_params, pointwise, scatter
 from profiles.model import LatentAttention, ModelSpec, ParamSpec
-from profiles.ops import Attention
 
 
 def params(spec: ModelSpec, mixer: LatentAttention) -> tuple[ParamSpec, ...]:

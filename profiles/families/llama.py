@@ -7,7 +7,18 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from profiles.families.config import Config, choice, flag, kinds_of, number, refuse, rope_dim, rope_theta, whole_number
+from profiles.families.config import (
+    Config,
+    choice,
+    flag,
+    head_width,
+    kinds_of,
+    number,
+    refuse,
+    rope_dim,
+    rope_theta,
+    whole_number,
+)
 from profiles.model import FeedForward, LayerSpec, ModelSpec, SelfAttention
 
 SILU = {"silu": "swiglu", "swish": "swiglu"}
@@ -84,7 +95,8 @@ def common(config: Config, family: str, layers: list[LayerSpec], *, tied: bool =
 def heads_of(config: Config) -> tuple[int, int, int]:
     """Return heads, key-value heads and the width of a head, under the names that most configurations use."""
     heads = whole_number(config, "num_attention_heads")
-    head_dim = whole_number(config, "head_dim", whole_number(config, "hidden_size") // heads)
+    shared = config.get("head_dim") is None
+    head_dim = head_width(whole_number(config, "hidden_size"), heads) if shared else whole_number(config, "head_dim")
     return heads, whole_number(config, "num_key_value_heads", heads), head_dim
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from profiles.families.config import Config, choice, flag, number, refuse, unknown, whole_number
+from profiles.families.config import Config, choice, each_known, flag, head_width, number, refuse, whole_number
 from profiles.families.llama import SILU, common
 from profiles.files import BadInput
 from profiles.model import Experts, FeedForward, LayerSpec, ModelSpec, SelfAttention, StateSpace
@@ -40,9 +40,7 @@ def _names(config: Config) -> list[str]:
     entries = list(pattern) if isinstance(pattern, str) else stated
     if not isinstance(entries, list) or not entries:
         raise BadInput("hybrid_override_pattern: is missing")
-    if strange := sorted({str(e) for e in entries} - set(known)):
-        unknown(f"hybrid_override_pattern: {strange} are")
-    return [known[e] for e in entries]
+    return [known[e] for e in each_known("hybrid_override_pattern", entries, known)]
 
 
 def _hybrid_layer(config: Config, name: str) -> LayerSpec:
@@ -95,8 +93,11 @@ def _searched_layer(config: Config, block: Any, index: int) -> LayerSpec:
         width = None if ffn.get("no_op") else number(ffn, "ffn_mult", 0.0)
     except (TypeError, KeyError, AttributeError):
         raise BadInput(f"block_configs[{index}]: must have the mappings attention and ffn") from None
+    if group and heads % group:
+        raise BadInput(f"block_configs[{index}]: n_heads_in_group: groups of {group} do not divide {heads} heads")
+    head_dim = head_width(hidden, heads)
     return LayerSpec(
-        mixer=SelfAttention(num_heads=heads, num_kv_heads=heads // group, head_dim=hidden // heads) if group else None,
+        mixer=SelfAttention(num_heads=heads, num_kv_heads=heads // group, head_dim=head_dim) if group else None,
         # two thirds as in Llama, rounded up to 256 (DeciLM's own rule, modeling_decilm.py)
         ffn=FeedForward(hidden=-(-int(2 * width * hidden / 3) // 256) * 256) if width else None,
     )

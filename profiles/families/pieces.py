@@ -7,8 +7,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from profiles.collectives import Collective
+from profiles.matmul import Gemm
 from profiles.model import ModelSpec, ParamSpec
-from profiles.ops import ELEMENT_BYTES, Gemm, Num, Op, Pointwise
+from profiles.ops import ELEMENT_BYTES, Num, Op
+from profiles.pointwise import Pointwise
 
 Item = Op | Collective
 

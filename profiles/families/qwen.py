@@ -16,8 +16,8 @@ from profiles.families.config import (
     refuse,
     rope_dim,
     text_tower,
-    unknown,
     whole_number,
+    whole_numbers,
 )
 from profiles.families.llama import SILU, common, heads_of
 from profiles.model import Experts, FeedForward, Ffn, LayerSpec, LinearAttention, Mixer, ModelSpec, SelfAttention
@@ -87,9 +87,7 @@ def _ffns(config: Config, *, sparse: bool) -> list[tuple[str, Ffn]]:
         num_experts=whole_number(config, "num_experts"), top_k=whole_number(config, "num_experts_per_tok"),
         hidden=whole_number(config, "moe_intermediate_size"), shared_hidden=shared, shared_gate=shared > 0,
     )
-    step, only = whole_number(config, "decoder_sparse_step", 1), config.get("mlp_only_layers") or []
-    if not isinstance(only, list):
-        unknown(f"mlp_only_layers: {only!r} is")
+    step, only = whole_number(config, "decoder_sparse_step", 1), whole_numbers(config, "mlp_only_layers")
     return [
         ("dense", FeedForward(hidden=whole_number(config, "intermediate_size"))) if i in only or (i + 1) % step else
         ("experts", experts)
@@ -101,9 +99,7 @@ def _qwen3_5(config: Config, family: str, *, sparse: bool) -> ModelSpec:
     text = text_tower(config)
     num_layers = whole_number(text, "num_hidden_layers")
     every = whole_number(text, "full_attention_interval", 4)
-    kinds = kind_of_attention(
-        text, num_layers, ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(num_layers)]
-    )
+    default = ["full_attention" if (i + 1) % every == 0 else "linear_attention" for i in range(num_layers)]
     mixers: dict[str, tuple[str, Mixer]] = {
         "full_attention": ("full", _attention(text, gate=flag(text, "attn_output_gate", True), turned=0.25)),
         "linear_attention": ("linear", LinearAttention(
@@ -114,8 +110,7 @@ def _qwen3_5(config: Config, family: str, *, sparse: bool) -> ModelSpec:
             conv=whole_number(text, "linear_conv_kernel_dim", 4),
         )),
     }
-    if strange := set(kinds) - set(mixers):
-        unknown(f"layer_types: {sorted(strange)} are")
+    kinds = kind_of_attention(text, num_layers, default, mixers)
     layers = [
         LayerSpec(name=mixers[kind][0], mixer=mixers[kind][1], ffn=ffn)
         for kind, (_, ffn) in zip(kinds, _ffns(text, sparse=sparse), strict=True)

@@ -10,7 +10,8 @@ import numpy as np
 from profiles.collectives import Collective
 from profiles.families.pieces import Item, Shape, fan_in, gather, gemm, linear_params, pointwise, scatter, used
 from profiles.model import LinearAttention, ModelSpec, ParamSpec, StateSpace
-from profiles.ops import ELEMENT_BYTES, Num, Scan
+from profiles.ops import ELEMENT_BYTES, Num
+from profiles.scan import Scan
 
 DELTA_CHUNK = 64
 """Tokens of a chunk in the kernels of flash-linear-attention (fla/ops/gated_delta_rule/chunk.py, fla/ops/kda)."""

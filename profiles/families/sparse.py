@@ -21,6 +21,7 @@ from profiles.families.config import (
     text_tower,
     unknown,
     whole_number,
+    whole_numbers,
 )
 from profiles.families.llama import SILU, common, heads_of
 from profiles.files import BadInput
@@ -45,7 +46,9 @@ def gpt_oss(config: Config) -> ModelSpec:
     mixers = {"sliding_attention": replace(full, window=whole_number(config, "sliding_window")), "full_attention": full}
     default = ["full_attention" if i % 2 else "sliding_attention" for i in range(num_layers)]
     ffn = replace(_local_experts(config), bias=True, router_linear_bias=True)
-    return common(config, "gpt_oss", _by_type(kind_of_attention(config, num_layers, default), mixers, ffn), eps=1e-5)
+    types = kind_of_attention(config, num_layers, default, mixers)
+    layers = [LayerSpec(name=t.removesuffix("_attention"), mixer=mixers[t], ffn=ffn) for t in types]
+    return common(config, "gpt_oss", layers, eps=1e-5)
 
 
 def minimax_m2(config: Config) -> ModelSpec:
@@ -78,7 +81,7 @@ def llama4(config: Config) -> ModelSpec:
     rotary = per_layer(text, "no_rope_layers", num_layers) if text.get("no_rope_layers") else \
         [(i + 1) % every != 0 for i in range(num_layers)]
     step = whole_number(text, "interleave_moe_layer_step", 1)
-    sparse = text.get("moe_layers") or list(range(step - 1, num_layers, step))
+    sparse = whole_numbers(text, "moe_layers") or list(range(step - 1, num_layers, step))
     experts = replace(_local_experts(text), shared_hidden=hidden)
     dense = FeedForward(hidden=whole_number(text, "intermediate_size_mlp"))
     layers = [
@@ -131,7 +134,7 @@ def kimi_linear(config: Config) -> ModelSpec:
     choice(text, "hidden_act", SILU, "silu")
     num_layers, linear = whole_number(text, "num_hidden_layers"), section(text, "linear_attn_config")
     delta, full = _kimi_mixers(text, linear)
-    recurrent, attended = linear.get("kda_layers") or [], linear.get("full_attn_layers") or []
+    recurrent, attended = whole_numbers(linear, "kda_layers"), whole_numbers(linear, "full_attn_layers")
     if sorted([*recurrent, *attended]) != list(range(1, num_layers + 1)):
         raise BadInput("linear_attn_config: kda_layers and full_attn_layers must share out the layers, counted from 1")
     hidden = whole_number(text, "moe_intermediate_size")
@@ -174,9 +177,3 @@ def _local_experts(config: Config) -> Experts:
         num_experts=whole_number(config, "num_local_experts"), top_k=whole_number(config, "num_experts_per_tok"),
         hidden=whole_number(config, "intermediate_size"),
     )
-
-
-def _by_type(types: list[str], mixers: dict[str, SelfAttention], ffn: Experts) -> list[LayerSpec]:
-    if strange := set(types) - set(mixers):
-        unknown(f"layer_types: {sorted(strange)} are")
-    return [LayerSpec(name=t.removesuffix("_attention"), mixer=mixers[t], ffn=ffn) for t in types]

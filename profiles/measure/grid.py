@@ -5,18 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from profiles.attention import Attention
 from profiles.files import BadInput
-from profiles.ops import (
-    SIZES,
-    AdamW,
-    Attention,
-    CrossEntropy,
-    Embedding,
-    Gemm,
-    Kernel,
-    Op,
-    Pointwise,
-)
+from profiles.matmul import Gemm
+from profiles.ops import SIZES, Kernel, Op
+from profiles.optimizer import AdamW
+from profiles.pointwise import Pointwise
+from profiles.vocabulary import CrossEntropy, Embedding
 
 POINTWISE_KINDS = ("rms_norm", "layer_norm", "rope", "swiglu", "gelu", "add")
 MEASURED = ("gemm", "attention", "embedding", "cross_entropy", "adamw", *POINTWISE_KINDS)

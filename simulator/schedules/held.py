@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+
+from profiles.ops import Num
 from simulator.schedules.actions import Table, passes
+from simulator.schedules.interleaved import rounds
 
 
 def most_held(table: Table, whole: Sequence[float] | None = None, rest: Sequence[float] | None = None) -> list[float]:
@@ -25,3 +29,34 @@ def most_held(table: Table, whole: Sequence[float] | None = None, rest: Sequence
             peak = max(peak, held)
         peaks.append(peak)
     return peaks
+
+
+def turned(rank: Num, p: Num, m: Num, v: Num) -> Num:
+    """Return what 1F1B holds: p - rank (arXiv 2104.04473, section 2.2.1)."""
+    return np.minimum(m, p - rank) + 0 * v
+
+
+def chunked(rank: Num, p: Num, m: Num, v: Num) -> Num:
+    """Return what interleaved 1F1B holds: (v - 1) g + 2 (p - rank - 1) + 1 (arXiv 2104.04473, section 2.2.2), where
+    micro-batches go round the chunks in groups of g: p, or more where p does not divide them."""
+    return np.minimum(m * v, (v - 1) * (m / rounds(p, m)) + 2 * (p - rank - 1) + 1)
+
+
+def all_forward(rank: Num, p: Num, m: Num, v: Num) -> Num:
+    """Return what schedules hold that send all micro-batches forward first."""
+    return m * v + 0 * (rank + p)
+
+
+def bubbleless(rank: Num, p: Num, m: Num, v: Num) -> Num:
+    """Return what zero-bubble schedules hold until the gradients of weights: (v - 1) g + p (arXiv 2401.10241, section 2)."""
+    return np.minimum(m * v, (v - 1) * (m / rounds(p, m)) + p) + 0 * rank
+
+
+def v_held(rank: Num, p: Num, m: Num, v: Num) -> Num:
+    """Return what ZBV holds: 2 p chunks, p micro-batches of a rank's layers (arXiv 2405.15362)."""
+    return np.minimum(np.minimum(2 * m, m + 1 + rank), 2 * p) + 0 * v
+
+
+def dual_held(rank: Num, p: Num, m: Num, v: Num) -> Num:
+    """Return what DualPipeV holds: 2 p + 1 chunks (arXiv 2412.19437, table 2, folded)."""
+    return 2 * p + 1 + 0 * (rank + m + v)
