@@ -119,8 +119,10 @@ def _estimate_pipes(workload: Workload, prices: Prices, pipe: Pipe, cost: CostMo
         pace = sum(np.max(np.broadcast_arrays(*c), axis=0) for c in chunk)
     sends = send_delay_s(strategy, prices.send_s)
     # the first and the last micro-batch go through the first chunk of every rank, and through the others of one
-    closing = sum(_closing(each[s]) for s in stages[:pp]) + sum(_closing(each[s]) for s in places[-1][1:])
-    tail = each[stages[0]].tail_s if prices.overlaps and strategy.software.grad_reduce else first.tail_s
+    split = bool(np.any(strategy.splits_backward))
+    closing = sum(_closing(each[s], split) for s in (*stages[:pp], *places[-1][1:]))
+    last = each[stages[0]] if prices.overlaps and strategy.software.grad_reduce else first
+    tail = last.weight_tail_s if split else last.tail_s
     dp_tail = tail + first.regather_s + np.maximum(0.0, closing)
     # with v chunks a rank waits only for a chunk's turn: (p - 1) / v passes (arXiv 2104.04473, section 2.2.2)
     fixed = strategy.software.step_s
@@ -163,9 +165,10 @@ def _rank_seconds(chunks: list[StageSeconds]) -> StageSeconds:
     })
 
 
-def _closing(stage: StageSeconds) -> Num:
+def _closing(stage: StageSeconds, split: bool) -> Num:
     """Return what the last backward and the first forward of a step take beyond the others."""
-    return stage.last_backward_s - stage.backward_s + stage.first_forward_s - stage.forward_s
+    last = stage.last_weight_s - stage.weight_s if split else stage.last_backward_s - stage.backward_s
+    return last + stage.first_forward_s - stage.forward_s
 
 
 def _select(where: Num, yes: StageSeconds, no: StageSeconds) -> StageSeconds:

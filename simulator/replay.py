@@ -8,15 +8,17 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import simpy
 
 from profiles.cost import CostModel
+from simulator.condition import Condition, at_pace, pipelines
 from simulator.inside import FIRST, LAST, Inside, Span, Stage, lay_out_pair, lay_out_stage, stage_units
-from simulator.layout import distinct_ranks, stage_parts
+from simulator.layout import rank_of, stage_parts
 from simulator.pricing import Prices, price
-from simulator.schedules import Action, Table, build_schedule, needs, passes, rank_stages, results
+from simulator.schedules import Action, Table, build_schedule, homes, needs, passes, results, sent_to
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
 from simulator.timeline_rows import Rows
@@ -33,12 +35,15 @@ class ActionSpan(NamedTuple):
 
 
 def replay_table(
-    table: Table, seconds: Callable[[Action], float], send_s: float = 0.0, waits: bool = False
+    table: Table, seconds: Callable[[Action], float], send_s: Callable[[int], float] | float = 0.0, waits: bool = False
 ) -> list[ActionSpan]:
-    """Return when each action of a schedule table runs; a send to another rank takes `send_s` and holds up its receiver
-    only, or with `waits` its sender, too."""
-    home = {a.stage: rank for rank, row in enumerate(table) for slot in row for a in passes(slot)}
-    num_stages = 1 + max(home, default=-1)
+    """Return when each action of a schedule table runs.
+
+    A send to another rank takes `send_s` (or what it gives for the sender), and holds up its receiver only, or with
+    `waits` its sender, too.
+    """
+    home = homes(table)
+    sends = send_s if callable(send_s) else lambda _: send_s
     env = simpy.Environment()
     done_s: dict[Action, float] = {}
     awaited: dict[Action, simpy.Event] = {}
@@ -48,10 +53,11 @@ def replay_table(
         free_s = 0.0
         for action in row:
             start_s = free_s
-            for need in needs(action, num_stages):
+            for need in needs(action, len(home)):
                 if need not in done_s:
                     yield awaited.setdefault(need, env.event())
-                start_s = max(start_s, done_s[need] + (send_s if home[need.stage] != rank else 0.0))
+                sender = home[need.stage]
+                start_s = max(start_s, done_s[need] + (sends(sender) if sender != rank else 0.0))
             end_s = start_s + seconds(action)
             # one event for the wait and the action: what it waits for is known by now
             yield env.timeout(max(0.0, end_s - env.now))
@@ -59,8 +65,8 @@ def replay_table(
             free_s = end_s
             for result in results(action):
                 done_s[result] = end_s
-                if waits and _leaves(result, rank, home, num_stages):
-                    free_s += send_s
+                if waits and sent_to(result, home) is not None:
+                    free_s += sends(rank)
                 if result in awaited:
                     awaited.pop(result).succeed()
 
@@ -70,60 +76,111 @@ def replay_table(
     return spans
 
 
-def _leaves(result: Action, rank: int, home: dict[int, int], num_stages: int) -> bool:
-    """Return whether a result goes to another rank."""
-    target = receiver(result)
-    return 0 <= target < num_stages and home[target] != rank
+def replay(
+    workload: Workload, cost: CostModel, condition: Condition | None = None, table: Table | None = None
+) -> Timeline:
+    """Return the timeline of one step of one strategy, for one rank of each set that is alike.
 
-
-def receiver(result: Action) -> int:
-    """Return the stage that takes a result: the next one an output, the one before a gradient; may be none of the model."""
-    return result.stage + 1 if result.pass_ == "F" else result.stage - 1
-
-
-def replay(workload: Workload, cost: CostModel) -> Timeline:
-    """Return the timeline of one step of one strategy, for one rank of each set that is alike."""
+    `condition` says which ranks are slower than the rest; a `table` takes the place of the strategy's schedule.
+    """
     strategy = workload.strategy
-    name, pp, chunks = str(strategy.schedule) if strategy.pp > 1 else "1F1B", int(strategy.pp), int(strategy.chunks)
-    return replay_schedule(workload, cost, build_schedule(name, pp, int(strategy.num_microbatches), chunks),
-                           [rank_stages(name, rank, pp, chunks) for rank in range(pp)])
-
-
-def replay_schedule(workload: Workload, cost: CostModel, table: Table, held: Sequence[list[int]]) -> Timeline:
-    """Return the timeline of one step under a schedule table; `held` has the stages of each pipeline rank."""
-    strategy = workload.strategy
-    prices = price(workload, cost)
-    stages = stage_parts(workload.model, int(strategy.pp), int(strategy.chunks), strategy.software.layer_split)
-    units = [stage_units(prices, stages, stage) for stage in range(len(stages))]
-    laid = [lay_out_stage(u, strategy, prices) for u in units]
-    updates = [lay_out_stage([u for s in own for u in units[s]], strategy, prices).update for own in held]
-    send_s = float(prices.send_s)
-    inside = _insides(table, laid, float(prices.beside))
-    spans = replay_table(table, lambda a: inside[a].busy_s, send_s, not strategy.software.pp_overlap)
-
-    ranks = distinct_ranks(strategy)
-    home = {stage: rank for rank, own in enumerate(held) for stage in own}
+    prices, job = price(workload, cost), pipelines(strategy, condition)
+    table = table or build_schedule(schedule_of(strategy), int(strategy.pp), int(strategy.num_microbatches),
+                                    int(strategy.chunks))
+    play = _Player(workload, prices, table, cost.cluster.gpus_per_node)
+    reduced = job.reduced.tolist()
+    played = [play.pipeline(c, n, reduced) for c, n in zip(job.compute.tolist(), job.network.tolist(), strict=True)]
+    # gradients are summed over replicas: none updates before the last is there
+    ready_s = [max(p.ends_s[place] for p in played) for place in range(len(table))]
     rows = Rows()
-    ends, behind = [0.0] * len(held), [0.0] * len(held)
-    # reductions that run beside nothing come after the last backward, those of all chunks
-    waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
-    same: dict[tuple[int, int], list[ActionSpan]] = defaultdict(list)
-    for span in spans:
-        done = inside[span.action]
-        same[span.rank, id(done)].append(span)
-        ends[span.rank] = max(ends[span.rank], span.end_s + (0.0 if waits_for_all else done.tail_s))
-        behind[span.rank] += done.tail_s * waits_for_all
-    for (rank, _), those in same.items():
-        rows.add_spans(ranks[rank], inside[those[0].action].spans, [s.start_s for s in those],
-                       [passes(s.action)[0].microbatch for s in those])
-    if send_s > 0:
-        _add_sends(rows, spans, home, ranks, send_s, float(workload.send.bytes))
-    for rank, end_s in enumerate(end + tail for end, tail in zip(ends, behind, strict=True)):
-        after_s = end_s + max((s.end_s for s in updates[rank]), default=0.0)
-        waiting = Span("host", after_s - end_s, after_s - end_s + _uneven_s(after_s, prices, strategy),
-                       "waiting for the slowest rank", "U", -1)
-        rows.add_spans(ranks[rank], [*updates[rank], waiting], [end_s], [-1])
+    for replica, pipe in zip(job.replica, played, strict=True):
+        ranks = [rank_of(strategy, pp=place, dp=int(replica)) for place in range(len(table))]
+        pipe.add_rows(rows, ranks, float(workload.send.bytes))
+        for place, rank in enumerate(ranks):
+            waits_s = ready_s[place] - pipe.ends_s[place]
+            if waits_s > 0:
+                rows.add_spans(rank, [Span("dp", 0.0, waits_s, "waiting for slower replicas", "U", -1)],
+                               [pipe.ends_s[place]], [-1])
+            update = pipe.updates[place]
+            after_s = ready_s[place] + max((s.end_s for s in update), default=0.0)
+            begin_s = after_s - ready_s[place]
+            idle_s = _uneven_s(after_s, prices, strategy)
+            last = Span("host", begin_s, begin_s + idle_s, "waiting for the slowest rank", "U", -1)
+            rows.add_spans(rank, [*update, last], [ready_s[place]], [-1])
     return rows.timeline("cost model")
+
+
+def schedule_of(strategy: Strategy) -> str:
+    """Return the schedule of one strategy; one without a pipeline takes its micro-batches in turn."""
+    return str(strategy.schedule) if int(strategy.pp) > 1 else "1F1B"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Played:
+    """A pipeline's step: its actions, when each rank has its gradients, and its updates."""
+
+    spans: list[ActionSpan]
+    inside: dict[Action, Inside]
+    ends_s: list[float]
+    updates: list[list[Span]]
+    sends_s: list[float]
+    home: dict[int, int]
+
+    def add_rows(self, rows: Rows, ranks: Sequence[int], send_bytes: float) -> None:
+        """Add what the actions do, and a row on its sender for each tensor that goes to another rank."""
+        same: dict[tuple[int, int], list[ActionSpan]] = defaultdict(list)
+        sent: dict[tuple[int, int, str], list[tuple[float, int]]] = defaultdict(list)
+        for span in self.spans:
+            same[span.rank, id(self.inside[span.action])].append(span)
+            for result in results(span.action):
+                target = sent_to(result, self.home)
+                if target is not None:
+                    sent[span.rank, target, "F" if result.pass_ == "F" else "B"].append((span.end_s, result.microbatch))
+        for (place, _), those in same.items():
+            rows.add_spans(ranks[place], self.inside[those[0].action].spans, [s.start_s for s in those],
+                           [passes(s.action)[0].microbatch for s in those])
+        for (place, to, pass_), sends in sent.items():
+            send = Span("pp", 0.0, self.sends_s[place], f"send to {ranks[to]}", pass_, -1, send_bytes)
+            rows.add_spans(ranks[place], [send], [start for start, _ in sends], [m for _, m in sends])
+
+
+class _Player:
+    """Plays a table for pipelines whose ranks go at their own paces; what two of them share is laid out once."""
+
+    def __init__(self, workload: Workload, prices: Prices, table: Table, gpus_per_node: int) -> None:
+        self.strategy, self.prices, self.table = workload.strategy, prices, table
+        self.home, self.gpus_per_node = homes(table), gpus_per_node
+        split = workload.strategy.software.layer_split
+        self.stages = stage_parts(workload.model, len(table), len(self.home) // len(table), split)
+        self.laid: dict[tuple[Any, ...], Stage] = {}
+
+    def pipeline(self, compute: Sequence[float], network: Sequence[float], reduced: Sequence[float]) -> _Played:
+        """Return the step of a pipeline with these factors of each rank's seconds."""
+        strategy, prices = self.strategy, self.prices
+        paces = [tuple(map(float, p)) for p in zip(compute, network, reduced, strict=True)]
+        laid = [self._laid((stage,), paces[self.home[stage]]) for stage in range(len(self.stages))]
+        own = [tuple(sorted(s for s, at in self.home.items() if at == place)) for place in range(len(self.table))]
+        updates = [self._laid(stages, paces[place]).update for place, stages in enumerate(own)]
+        inside = _insides(self.table, laid, float(prices.beside))
+        sends_s = [float(prices.send_s) * pace[1] for pace in paces]
+        spans = replay_table(self.table, lambda a: inside[a].busy_s, sends_s.__getitem__, not strategy.software.pp_overlap)
+        ends, behind = [0.0] * len(self.table), [0.0] * len(self.table)
+        # reductions that run beside nothing come after the last backward, those of all chunks
+        waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
+        for span in spans:
+            tail_s = inside[span.action].tail_s
+            ends[span.rank] = max(ends[span.rank], span.end_s + (0.0 if waits_for_all else tail_s))
+            behind[span.rank] += tail_s * waits_for_all
+        ends = [end + tail for end, tail in zip(ends, behind, strict=True)]
+        return _Played(spans=spans, inside=inside, ends_s=ends, updates=updates, sends_s=sends_s, home=self.home)
+
+    def _laid(self, stages: tuple[int, ...], pace: tuple[float, ...]) -> Stage:
+        key = (stages, pace)
+        if key not in self.laid:
+            prices = at_pace(self.prices, self.strategy, self.gpus_per_node, *pace)
+            units = [unit for stage in stages for unit in stage_units(prices, self.stages, stage)]
+            self.laid[key] = lay_out_stage(units, self.strategy, prices)
+        return self.laid[key]
 
 
 def _insides(table: Table, laid: Sequence[Stage], beside: float) -> dict[Action, Inside]:
@@ -157,29 +214,17 @@ def _insides(table: Table, laid: Sequence[Stage], beside: float) -> dict[Action,
     return found
 
 
-def _add_sends(
-    rows: Rows, spans: Sequence[ActionSpan], home: dict[int, int], ranks: Sequence[int], send_s: float, num_bytes: float
-) -> None:
-    """Add a row for each tensor that goes to another rank, on its sender."""
-    sent: dict[tuple[int, int, str], list[tuple[float, int]]] = defaultdict(list)
-    for span in spans:
-        for result in results(span.action):
-            if _leaves(result, span.rank, home, len(home)):
-                target = home[receiver(result)]
-                sent[span.rank, target, "F" if result.pass_ == "F" else "B"].append((span.end_s, result.microbatch))
-    for (rank, target, pass_), those in sent.items():
-        send = Span("pp", 0.0, send_s, f"send to {ranks[target]}", pass_, -1, num_bytes)
-        rows.add_spans(ranks[rank], [send], [start for start, _ in those], [m for _, m in those])
-
-
 def _uneven_s(end_s: float, prices: Prices, strategy: Strategy) -> float:
     """Return what ranks wait for the slowest in a step, and what no kernel of it sees."""
     return float(end_s * prices.wait) + strategy.software.step_s
 
 
-def rank_names(strategy: Strategy) -> dict[int, str]:
+def rank_names(strategy: Strategy, condition: Condition | None = None) -> dict[int, str]:
     """Return a name for each distinct rank: its stage and how many ranks it stands for."""
-    alike = int(strategy.world_size) // int(strategy.pp)
-    return {
-        rank: f"rank {rank} (stage {stage}, stands for {alike})" for stage, rank in enumerate(distinct_ranks(strategy))
-    }
+    job, inner = pipelines(strategy, condition), int(strategy.tp) * int(strategy.cp)
+    names = {}
+    for replica, count in zip(job.replica, job.count, strict=True):
+        for stage in range(int(strategy.pp)):
+            rank = rank_of(strategy, pp=stage, dp=int(replica))
+            names[rank] = f"rank {rank} (stage {stage}, stands for {inner * int(count)})"
+    return names

@@ -32,7 +32,8 @@ class Run(NamedTuple):
 class StageSeconds:
     """One stage: its passes of one micro-batch, the tail of reductions after its last backward, its update.
 
-    `last_backward_s` is the backward of the last micro-batch, where ZeRO-0 and 1 reduce gradients. `first_forward_s`
+    `last_backward_s` is the backward of the last micro-batch, where ZeRO-0 and 1 reduce gradients, and `tail_s` what their
+    reductions need after it; `last_weight_s` and `weight_tail_s` the same where backward is split. `first_forward_s`
     gathers weights that later micro-batches of a pipeline find gathered (ZeRO-2). `weight_s` is of a backward what makes the
     gradients of weights.
     """
@@ -45,6 +46,8 @@ class StageSeconds:
     weight_s: Num
     last_backward_s: Num
     tail_s: Num
+    last_weight_s: Num
+    weight_tail_s: Num
     update_s: Num
     regather_s: Num
 
@@ -74,6 +77,11 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
     queues = overlaps and software.grad_reduce
     queue_tail, reduced = queue_tail_s(queued, queues), sum(r.num * r.reduce_s for r in queued)
     slowed = beside * np.minimum(reduced, backward.total_s) * queues
+    weight_s = sum(prices.parts[p].weight.total_s * n for p, n in parts)
+    # where backward is split, reductions run beside the gradients of weights, when these are all that is left
+    late, late_tail = chain_s(runs("weight", 0.0, zero >= 2), overlaps, beside)
+    late_slowed = beside * np.minimum(reduced, weight_s) * queues
+    late_queue = np.maximum(0.0, queue_tail_s(runs("weight", 0.0, zero <= 1), queues) - late_slowed)
     forward_s = chain_s(runs("forward", gather_forward & ~keeps, 0.0), overlaps, beside)[0]
     regather: Num = sum(prices.parts[p].regather_s * n for p, n in parts)
     if overlaps and software.param_gather:
@@ -83,7 +91,8 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
         forward=forward, backward=backward, forward_s=forward_s,
         first_forward_s=chain_s(runs("forward", gather_forward, 0.0), overlaps, beside)[0],
         # the tail of an earlier micro-batch hides behind the next forward
-        backward_s=plain, weight_s=sum(prices.parts[p].weight.total_s * n for p, n in parts),
+        backward_s=plain, weight_s=weight_s, last_weight_s=np.where(zero >= 2, late, weight_s + late_slowed),
+        weight_tail_s=np.where(zero >= 2, late_tail, late_queue),
         last_backward_s=np.where(zero >= 2, blocked, backward.total_s + slowed),
         tail_s=np.where(zero >= 2, blocked_tail, np.maximum(0.0, queue_tail - slowed)),
         update_s=sum(prices.parts[p].update_s * n for p, n in parts),

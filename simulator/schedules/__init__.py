@@ -16,7 +16,7 @@ from simulator.schedules.actions import (
     parse_table,
     passes,
 )
-from simulator.schedules.checks import check_table, needs, results
+from simulator.schedules.checks import check_table, homes, needs, results, sent_to
 from simulator.schedules.dual_pipe_v import dual_pipe_v
 from simulator.schedules.gpipe import gpipe
 from simulator.schedules.held import all_forward, bubbleless, chunked, dual_held, most_held, turned, v_held
@@ -30,8 +30,8 @@ from simulator.schedules.zbv import zbv
 from simulator.schedules.zero_bubble import interleaved_zero_bubble
 
 __all__ = ["SCHEDULES", "Action", "Schedule", "Shape", "Table", "build_schedule", "check_table", "format_table",
-           "load_table", "most_held", "needs", "overlap", "parse_action", "parse_table", "passes", "rank_stages", "results",
-           "stage_rank", "table_shape"]
+           "homes", "load_table", "most_held", "needs", "overlap", "parse_action", "parse_table", "passes", "rank_stages",
+           "results", "sent_to", "stage_rank", "table_shape"]
 
 SCHEDULES: dict[str, Schedule] = {
     s.name: s

@@ -30,6 +30,18 @@ def results(action: Action) -> list[Action]:
     return [Action(a.stage, "F" if a.pass_ == "F" else "I", a.microbatch) for a in passes(action) if a.pass_ != "W"]
 
 
+def homes(table: Table) -> dict[int, int]:
+    """Return the rank of each stage of a table."""
+    return {a.stage: rank for rank, row in enumerate(table) for slot in row for a in passes(slot)}
+
+
+def sent_to(result: Action, home: dict[int, int]) -> int | None:
+    """Return the rank to which a result is sent: that of the next stage for an output, of the one before for a gradient;
+    None where it stays on its rank or is the model's end."""
+    target = home.get(result.stage + 1 if result.pass_ == "F" else result.stage - 1)
+    return None if target == home[result.stage] else target
+
+
 def check_table(table: Table, num_stages: int, num_microbatches: int, origin: str = "schedule") -> None:
     """Refuse a table that misses or repeats a pass, that moves a stage between ranks, or that deadlocks."""
     where: dict[Action, int] = {}
