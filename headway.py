@@ -30,7 +30,7 @@ from profiles.measure import measure_machine
 from profiles.measure.devices import num_devices
 from profiles.tables import write_table
 from profiles.units import parse
-from reports.compare import compare_plan_run, compare_plans, comparison_table
+from reports.compare import Comparison, compare_plan_run, compare_plans, comparison_table
 from reports.console import (
     KINDS,
     catalog_rows,
@@ -42,15 +42,21 @@ from reports.console import (
     runners_up_table,
     status,
 )
+from reports.disturbed import condition_of, disturb, disturbed_table, noise_of, own_table
 from reports.local import local_json, local_tables, validate_local
 from reports.page import write_page
 from reports.quickstart import quickstart as run_quickstart
+from reports.run_command import exit_status, run_json, run_options, simulate_plan
+from reports.run_facts import compare_facts, facts_json, facts_table
+from reports.run_tables import run_screen
+from reports.traced import compare_plan_trace, trace_files
 from reports.validate_command import COLUMNS_HELP, accuracy_json, accuracy_tables, calibrate_runs, read_before
 from reports.validate_command import validate as validate_runs
+from simulator.layout import check_order
 from simulator.replay import rank_names
 from simulator.software import load_software
 from simulator.strategy import Strategy
-from simulator.timeline import chrome_trace
+from simulator.timeline import write_trace
 
 app = typer.Typer(
     add_completion=False, rich_markup_mode=None, pretty_exceptions_enable=False, no_args_is_help=True,
@@ -162,6 +168,7 @@ def estimate(
     cp: Annotated[int, typer.Option(help="Context-parallel degree.")] = 1,
     context: Annotated[str, typer.Option(help="How keys reach other cp ranks: ring, all_gather or ulysses.")] = "ring",
     pp: Annotated[int, typer.Option(help="Pipeline-parallel degree.")] = 1,
+    order: Annotated[str, typer.Option(help="Axes on the machine, innermost first. [tp-cp-dp-pp]")] = "",
     chunks: Annotated[int, typer.Option(help="Chunks of layers a pipeline rank holds (interleaved).")] = 1,
     ep: Annotated[int, typer.Option(help="Expert-parallel degree.")] = 1,
     etp: Annotated[int, typer.Option(help="Tensor-parallel degree inside an expert.")] = 1,
@@ -194,6 +201,7 @@ def estimate(
                          lora_rank, lora_targets)
     strategy = _given_strategy(question, dp, {
         "tp": tp, "sequence_parallel": sequence_parallel, "cp": cp, "context": context, "pp": pp, "chunks": chunks,
+        "order": check_order(order),
         "ep": ep, "etp": etp, "imbalance": imbalance, "zero": zero, "shard_group": shard_group, "recompute": recompute,
         "recompute_share": recompute_share, "micro_batch": micro_batch, "lora_rank": lora_rank, "lora_targets": lora_targets,
         "schedule": schedule or ("1F1B" if chunks == 1 else "Interleaved1F1B"),
@@ -298,20 +306,59 @@ def plan(
 @app.command()
 def simulate(
     plan: PlanArg,
-    trace: Annotated[Path | None, typer.Option(help="Write a Perfetto/Chrome trace of one step.")] = None,
+    trace: Annotated[Path | None, typer.Option(help="Write a Perfetto/Chrome trace of one step; packed if named .gz.")] = None,
+    run: Annotated[bool, typer.Option("--run", help="The whole run, with failures: days, dollars, goodput.")] = False,
+    checkpoint_interval: Annotated[str | None, typer.Option(help="With --run: 'auto' or a time like 30min. [auto]")] = None,
+    checkpoint: Annotated[str | None, typer.Option(help="With --run: sync or async. [sync]")] = None,
+    storage: Annotated[str | None, typer.Option(help="With --run: rate of the storage, like 200GB/s. [by the GPU]")] = None,
+    spares: Annotated[int | None, typer.Option(help="With --run: spare nodes. [as many as pay]")] = None,
+    fleet: Annotated[str | None, typer.Option(help="With --run: how often what fails; a name or a YAML. [published]")] = None,
+    runs: Annotated[int | None, typer.Option(help="With --run: how many runs. [1000]")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the failures (--run) or of the noise. [0]")] = None,
+    elastic: Annotated[bool, typer.Option("--elastic", help="With --run: go on with fewer replicas.")] = False,
+    eval_every: Annotated[int | None, typer.Option(help="With --run: steps between evaluations; 0: none. [1000]")] = None,
+    eval_batches: Annotated[int | None, typer.Option(help="With --run: batches of an evaluation. [1]")] = None,
+    start: Annotated[str | None, typer.Option(help="With --run: the first day, like 2027-01-15, for dates of the end.")] = None,
+    schedule: Annotated[Path | None, typer.Option(help="Replay this schedule table (CSV, torch's grammar) instead.")] = None,
+    slow_gpu: Annotated[list[str] | None, typer.Option(help="A rank that computes slower, like 17=1.2; repeatable.")] = None,
+    slow_node: Annotated[list[str] | None, typer.Option(help="A node with a slower network, like 3=2; repeatable.")] = None,
+    speed_spread: Annotated[str | None, typer.Option(help="Spread of the ranks' speeds for good, like 2%.")] = None,
+    jitter: Annotated[str | None, typer.Option(help="Spread of each rank's speed from step to step, like 1%.")] = None,
+    pauses: Annotated[str | None, typer.Option(help="Pauses that every rank makes, like 5ms/1s.")] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps that are sampled under noise. [200]")] = None,
     as_json: Json = False,
 ) -> None:
-    """Replay one step of a plan with SimPy."""
+    """Replay one step of a plan with SimPy, or with --run the whole run, from the first token to the last."""
     _refuse_own_input(plan, trace, "trace")
+    options = run_options(
+        run, checkpoint_interval=checkpoint_interval, checkpoint=checkpoint, storage=storage, spares=spares, fleet=fleet,
+        runs=runs, seed=seed if run else None, elastic=elastic or None, eval_every=eval_every,
+        eval_batches=eval_batches, start=start,
+    )
     plan_ = read_plan(plan)
-    prediction, timeline = predict_replayed(plan_.question, plan_.strategy)
+    table = own_table(schedule, plan_) if schedule else None
+    condition = condition_of(plan_, slow_gpu or [], slow_node or [])
+    disturbed = disturb(plan_, condition, noise_of(speed_spread, jitter, pauses), steps, seed or 0)
+    prediction, timeline = predict_replayed(plan_.question, plan_.strategy, condition=condition, table=table)
     if trace is not None:
-        files.write_text(trace, chrome_trace(timeline, rank_names(plan_.strategy)))
+        write_trace(trace, timeline, rank_names(plan_.strategy, condition))
     fresh = plan_from_prediction(plan_.question, prediction, plan_.profile)
+    if options is not None:
+        with progress("simulating runs") as advance:
+            report = simulate_plan(plan_, fresh.prediction, options, advance)
+        if as_json:
+            _print_json(run_json(report))
+        else:
+            console.print(run_screen(report))
+        raise typer.Exit(exit_status(report))
     if as_json:
-        _print_json(fresh.prediction)
+        _print_json(fresh.prediction | ({"disturbed": disturbed.as_dict()} if disturbed else {}))
         return
     console.print(prediction_table(fresh.prediction, plan_.strategy, _title(plan_.question)))
+    if table is not None:
+        console.print(f"steps as {schedule} orders them; memory as under {plan_.strategy.schedule}", soft_wrap=True)
+    if disturbed is not None:
+        console.print(disturbed_table(disturbed, prediction.days * disturbed.healthy_s / prediction.step_time_s))
     if trace is not None:
         console.print(f"trace in {trace}; open it at ui.perfetto.dev", soft_wrap=True)
 
@@ -347,16 +394,26 @@ def run(
 @app.command()
 def compare(
     a: Annotated[Path, typer.Argument(help="A plan file.")],
-    b: Annotated[Path, typer.Argument(help="A plan file or a run folder.")],
+    b: Annotated[list[Path], typer.Argument(
+        help="A plan file, a run folder, or torch.profiler traces of a step: a file for each rank, or their folder."
+    )],
     as_json: Json = False,
 ) -> None:
-    """Compare a plan with its run, or two plans: where the difference comes from."""
-    first = read_plan(a)
-    comparison = compare_plan_run(first, read_run(b)) if b.is_dir() else compare_plans(first, read_plan(b))
+    """Compare a plan with its run, with traces of it, or with another plan: where the difference comes from."""
+    comparison = _comparison(read_plan(a), b)
     if as_json:
         _print_json(comparison.as_dict())
     else:
         console.print(comparison_table(comparison))
+
+
+def _comparison(first: Plan, others: list[Path]) -> Comparison:
+    if traces := trace_files(others):
+        with progress("reading traces") as advance:
+            return compare_plan_trace(first, traces, lambda share: advance(share, ""))
+    if len(others) > 1:
+        raise BadInput(f"b: {others[1]}: only of traces can there be several; give one plan file or run folder")
+    return compare_plan_run(first, read_run(others[0])) if others[0].is_dir() else compare_plans(first, read_plan(others[0]))
 
 
 @app.command()
@@ -397,9 +454,16 @@ def validate(
     )] = False,
     profile: Annotated[Path | None, typer.Option(help="With --local: a profile file. [measure this machine first]")] = None,
     cases: Annotated[int | None, typer.Option(help="With --local: only so many cases, the cheapest. [all]")] = None,
+    reliability: Annotated[bool, typer.Option(
+        "--reliability", help="Compare published facts of whole runs (failures, goodput, checkpoints) with predictions instead."
+    )] = False,
     as_json: Json = False,
 ) -> None:
     """Predict published measured runs, and show how far off the predictions are."""
+    if reliability:
+        if runs or where or local or before or leave_out or calibrate:
+            raise BadInput("--reliability: takes no runs and no other option than --json")
+        _validate_reliability(as_json)
     if local:
         _validate_local(out, profile, cases, [name for name, given in (
             ("RUNS", runs), ("--where", where), ("--before", before), ("--leave-out", leave_out), ("--calibrate", calibrate)
@@ -424,6 +488,16 @@ def validate(
     for table in accuracy_tables(accuracy, earlier):
         console.print(table)
     console.print(f"{out / 'accuracy.html'} and {out / 'rows.csv'}", soft_wrap=True)
+
+
+def _validate_reliability(as_json: bool) -> NoReturn:
+    with progress("simulating published runs") as advance:
+        compared = compare_facts(lambda share: advance(share, ""))
+    if as_json:
+        _print_json(facts_json(compared))
+    else:
+        console.print(facts_table(compared))
+    raise typer.Exit(1 if any(c.met is False for c in compared) else 0)
 
 
 def _validate_local(out: Path, profile: Path | None, cases: int | None, others: list[str], as_json: bool) -> None:

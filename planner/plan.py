@@ -25,6 +25,7 @@ from profiles.efficiency import load_efficiency
 from profiles.families import model_from_mapping
 from profiles.files import BadInput
 from profiles.hardware import Price, load_cluster, with_num_gpus
+from simulator.layout import check_order
 from simulator.schedules import SCHEDULES
 from simulator.software import software_from
 from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
@@ -68,6 +69,7 @@ class StrategyFile(_Strict):
     recompute_share: float = Field(default=1.0, ge=0, le=1)
     precision: str = "bf16"
     context: str = "ring"
+    order: str = ""
     imbalance: float = Field(default=1.0, ge=1)
     lora_rank: int = Field(default=0, ge=0)
     lora_targets: str = "attention"
@@ -77,6 +79,11 @@ class StrategyFile(_Strict):
     micro_batch: PositiveInt = 1
     num_microbatches: PositiveInt = 1
     seq_len: PositiveInt
+
+    @field_validator("order")
+    @classmethod
+    def _axes(cls, value: str) -> str:
+        return check_order(value)
 
     @field_validator("recompute", "precision", "context", "schedule", "lora_targets")
     @classmethod

@@ -9,10 +9,12 @@ from planner.economics import energy_kwh, gpu_hours, run_days, run_usd
 from planner.question import Question
 from profiles.cost import CostModel, cost_model
 from simulator.breakdown import breakdown, with_exposed_sends
+from simulator.condition import Condition
 from simulator.estimate import Estimate, estimate
 from simulator.memory import peak_memory
 from simulator.metrics import hfu, mfu, tokens_per_s
 from simulator.replay import replay
+from simulator.schedules import Table
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
 from simulator.workload import Workload, build_workload
@@ -57,13 +59,17 @@ def predict(question: Question, strategy: Strategy, cost: CostModel | None = Non
 
 
 def predict_replayed(
-    question: Question, strategy: Strategy, cost: CostModel | None = None
+    question: Question, strategy: Strategy, cost: CostModel | None = None, *, condition: Condition | None = None,
+    table: Table | None = None,
 ) -> tuple[Prediction, Timeline]:
-    """Return the prediction of one strategy from its replay, and the replay's timeline."""
+    """Return the prediction of one strategy from its replay, and the replay's timeline.
+
+    `condition` says which ranks are slow; a schedule `table` takes the place of the strategy's own.
+    """
     cost = cost or cost_model(question.cluster)
     workload = build_workload(question.model, strategy)
-    timeline = replay(workload, cost)
-    parts = with_exposed_sends(breakdown(timeline), workload, cost, timeline)
+    timeline = replay(workload, cost, condition, table)
+    parts = with_exposed_sends(breakdown(timeline), workload, cost, timeline, condition, table)
     return _prediction(question, workload, estimate(workload, cost), timeline.step_time_s, parts), timeline
 
 

@@ -22,6 +22,7 @@ from profiles.model import (
     StateSpace,
 )
 from profiles.ops import Num
+from simulator.layout import ORDER, order_of
 from simulator.schedules import SCHEDULES
 from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
 
@@ -126,6 +127,13 @@ def _no_table(s: Strategy, q: Question) -> str:
     return SCHEDULES[s.schedule].reason(*shape) + (f"; for this shape there are {others}" if others else "")
 
 
+def _whole_groups(s: Strategy, q: Question) -> Num:
+    order = order_of(s)
+    plain = (np.asarray(s.ep) == 1) & (np.asarray(s.etp) == 1)
+    between = order.index("pp") in range(*sorted((order.index("cp"), order.index("dp"))))
+    return (plain & ((np.asarray(s.cp) == 1) | (not between))) | (order == ORDER)
+
+
 RULES: tuple[Rule, ...] = (
     Rule(
         name="sizes are whole",
@@ -191,6 +199,12 @@ RULES: tuple[Rule, ...] = (
         holds=lambda s, q: (s.cp == 1) | (s.seq_len % (_pieces(s) * s.cp) == 0),
         reason=lambda s, q: f"cp {s.cp}: the sequence of {s.seq_len} does not divide into {_pieces(s) * s.cp} pieces"
         + (" (two a rank, so that causal work is even)" if _pieces(s) == 2 else ""),
+    ),
+    Rule(
+        name="the order keeps groups whole",
+        holds=_whole_groups,
+        reason=lambda s, q: f"order {s.order}: experts (ep {s.ep} x etp {s.etp}) need {'-'.join(ORDER)}, and cp {s.cp} stands "
+        "beside dp, as weights are sharded over both",
     ),
     Rule(
         name="ulysses divides heads",

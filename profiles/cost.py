@@ -106,15 +106,18 @@ class CostModel:
             return self.kernel(kernel)
         return _measured_update(self, kernel, engine)
 
-    def collective(self, collective: Collective, ranks_per_node: Num, engine: str = "") -> Cost:
+    def collective(
+        self, collective: Collective, ranks_per_node: Num, engine: str = "", contention: tuple[Num, Num] = (1.0, 1.0)
+    ) -> Cost:
         """Return the cost of a collective whose group has `ranks_per_node` members in each node; 0 for a group of one.
 
-        Where the machine is measured, those over tp, and over dp through an `engine` (`fsdp`), include what it adds.
+        `contention`: how many times longer its bytes take on links that groups share, inside and between nodes. Where the
+        machine is measured, those over tp, and over dp through an `engine` (`fsdp`), include what it adds.
         """
         if self.cluster.table is not None:
             return _measured_collective(self, collective, engine)
         assert self.efficiency is not None
-        cost = _law_collective(self.cluster, self.efficiency, collective, ranks_per_node)
+        cost = _law_collective(self.cluster, self.efficiency, collective, ranks_per_node, contention)
         crosses = np.asarray(collective.group_size) > np.asarray(ranks_per_node)
         factor = np.where(crosses, self.calibration.scale_out, self.calibration.scale_up)
         seconds = cost.seconds * factor
@@ -154,12 +157,14 @@ def _law_kernel(accelerator: Accelerator, laws: Efficiency, kernel: Kernel) -> C
     return Cost(seconds=seconds, spread=law.spread, source=f"fitted: {law.source}")
 
 
-def _law_collective(cluster: Cluster, laws: Efficiency, collective: Collective, ranks_per_node: Num) -> Cost:
+def _law_collective(
+    cluster: Cluster, laws: Efficiency, collective: Collective, ranks_per_node: Num, contention: tuple[Num, Num]
+) -> Cost:
     n = np.asarray(collective.group_size, dtype=float)
     per_node = np.asarray(ranks_per_node, dtype=float)
-    inside = scale_up_s(cluster.scale_up, laws.scale_up, collective.kind, collective.bytes, n)
+    inside = scale_up_s(cluster.scale_up, laws.scale_up, collective.kind, collective.bytes, n, contention[0])
     across = scale_out_s(cluster, laws.scale_out, laws.scale_up, collective.kind, collective.bytes, n, per_node,
-                         collective.copies)
+                         collective.copies, contention)
     crosses = n > per_node
     seconds = np.where(n > 1, np.where(crosses, across, inside), 0.0)
     spread = np.where(crosses, laws.scale_out.spread, laws.scale_up.spread)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -11,6 +11,7 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from profiles import files
 from profiles.files import BadInput
+from profiles.network import Network, NetworkFile, declared
 from profiles.tables import MeasuredTable, read_table
 from profiles.units import parse
 
@@ -60,7 +61,7 @@ class Cluster:
     """Nodes of accelerators: a fast link inside the node, a slower one between nodes.
 
     A node is what the fast link joins: the 8 of a server, the 72 of an NVL72 rack. `gpus_per_host` of them share
-    an operating system and fail together (0: all of them).
+    an operating system and fail together (0: all of them). `network` says what links ranks share beyond their own.
     """
 
     name: str
@@ -72,6 +73,7 @@ class Cluster:
     scale_out: Link
     gpus_per_host: int = 0
     node_power_w: float | None = None
+    network: Network = field(default_factory=Network)
     table: MeasuredTable | None = None
 
     @property
@@ -155,6 +157,7 @@ class ClusterFile(_Strict):
     scale_up: LinkFile
     scale_out: LinkFile
     topology: str = ""
+    network: NetworkFile | None = None
     node_power: FigureFile | None = None
 
 
@@ -221,6 +224,7 @@ def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
         num_nodes=int(nodes) if nodes else file.num_nodes,
         scale_up=link("scale_up", file.scale_up), scale_out=link("scale_out", file.scale_out),
         node_power_w=parse(file.node_power.value, "w", f"{origin}: node_power") if file.node_power else None,
+        network=declared(file.network, max(file.num_nodes, int(nodes or 0)), file.gpus_per_node, origin),
     )
 
 

@@ -106,9 +106,14 @@ def stream_s(accelerator: Accelerator, law: MemoryLaw, kernel: Kernel) -> Num:
     return kernel.launches * law.overhead_s + kernel.moved_bytes / (accelerator.memory_bytes_per_s * share)
 
 
-def scale_up_s(link: Link, law: ScaleUpLaw, kind: str, size: Num, n: NDArray[np.float64]) -> Num:
-    """Return the fastest protocol's time inside a node; S is the whole buffer as in nccl-tests."""
-    speed = link.bytes_per_s * link.share / law.reference_bytes_per_s
+def scale_up_s(
+    link: Link, law: ScaleUpLaw, kind: str, size: Num, n: NDArray[np.float64], contention: Num = 1.0
+) -> Num:
+    """Return the fastest protocol's time inside a node; S is the whole buffer as in nccl-tests.
+
+    `contention`: how many times longer bytes take where groups share links beyond their own ports.
+    """
+    speed = link.bytes_per_s * link.share / law.reference_bytes_per_s / contention
     if kind in ("send", "broadcast"):
         return link.latency_s + law.send.fixed_s + size / (law.send.bytes_per_s * speed)
     steps = 2 * (n - 1) if kind == "all_reduce" else np.where(n > 1, 1.0, 0.0) if kind == "all_to_all" else n - 1
@@ -142,6 +147,7 @@ def node_wire_bytes(kind: str, size: Num, n: Num, nodes: Num, copies: int = 0) -
 
 def scale_out_s(
     cluster: Cluster, law: ScaleOutLaw, up: ScaleUpLaw, kind: str, size: Num, n: Num, per_node: Num, copies: int = 0,
+    contention: tuple[Num, Num] = (1.0, 1.0),
 ) -> Num:
     """Return the time over nodes: the bytes that leave a node over the NICs of its members, and the algorithm's hops.
 
@@ -150,10 +156,10 @@ def scale_out_s(
     """
     nodes = np.maximum(n / per_node, 1.0)
     link = cluster.scale_out
-    nic, slower = link.bytes_per_s * link.share, 1 + link.latency_s / law.send_fixed_s
+    nic, slower = link.bytes_per_s * link.share / contention[1], 1 + link.latency_s / law.send_fixed_s
     if kind in ("send", "broadcast"):
         return law.send_fixed_s * slower + size / (nic * law.send_share)
-    inside = np.where(per_node > 1, scale_up_s(cluster.scale_up, up, kind, size, per_node), 0.0)
+    inside = np.where(per_node > 1, scale_up_s(cluster.scale_up, up, kind, size, per_node, contention[0]), 0.0)
     wire_s = node_wire_bytes(kind, size, n, nodes, copies) / (nic * law.nic_share * per_node)
     if kind == "all_reduce":
         hops_s = law.all_reduce_hop_s * slower * np.log2(nodes)

@@ -65,7 +65,8 @@ class Row:
 class Comparison:
     """Two sides, quantity by quantity; the `breakdown` rows are the parts of the step's time of each side.
 
-    `prefixes` begin the keys of each side in `as_dict`; `facts` are added to it as they are.
+    `work` rows are what was done in it, hidden or not, kind by kind. `prefixes` begin the keys of each side in `as_dict`;
+    `facts` are added to it as they are.
     """
 
     title: str
@@ -73,11 +74,12 @@ class Comparison:
     prefixes: tuple[str, str]
     rows: tuple[Row, ...]
     breakdown: tuple[Row, ...]
+    work: tuple[Row, ...] = ()
     facts: dict[str, Any] = field(default_factory=dict)
 
     def row(self, key: str) -> Row:
         """Return the row of a quantity."""
-        return next(row for row in (*self.rows, *self.breakdown) if row.key == key)
+        return next(row for row in (*self.rows, *self.breakdown, *self.work) if row.key == key)
 
     def as_dict(self) -> dict[str, Any]:
         """Return the comparison for JSON: each side's quantities under its prefix, and the signed errors."""
@@ -85,11 +87,10 @@ class Comparison:
         data: dict[str, Any] = {}
         for row in self.rows:
             data |= {first + row.key: row.first, second + row.key: row.second}
-        data |= {
-            f"{first}breakdown_s": {row.key: row.first for row in self.breakdown},
-            f"{second}breakdown_s": {row.key: row.second for row in self.breakdown},
-            "error": {row.key: row.error for row in (*self.rows, *self.breakdown)},
-        }
+        for name, rows in (("breakdown_s", self.breakdown), ("work_s", self.work)):
+            if rows or name == "breakdown_s":
+                data |= {f"{first}{name}": {r.key: r.first for r in rows}, f"{second}{name}": {r.key: r.second for r in rows}}
+        data["error"] = {row.key: row.error for row in (*self.rows, *self.breakdown, *self.work)}
         return data | self.facts
 
 
@@ -235,7 +236,7 @@ def comparison_table(comparison: Comparison) -> Table:
     table.add_column("quantity")
     for name in (*comparison.sides, "difference", error_name(comparison)):
         table.add_column(name, justify="right")
-    for section in (comparison.rows, comparison.breakdown):
+    for section in (comparison.rows, comparison.breakdown, comparison.work):
         for row in section:
             table.add_row(row.quantity, *(shown(v, row.unit) for v in (row.first, row.second, row.difference)),
                           per_cent(row.error))

@@ -24,7 +24,7 @@ from reports.compare import Comparison, compare_plan_run, comparison_table
 from reports.console import console, prediction_table, progress, rejected_table, runners_up_table
 from reports.page import write_page
 from simulator.replay import rank_names
-from simulator.timeline import Timeline, chrome_trace
+from simulator.timeline import Timeline, write_trace
 
 LARGE_MODEL, LARGE_CLUSTER, LARGE_TOKENS = "llama-3-8b", "dgx-h100:16", 15e12
 SMALL_MODEL, SEQUENCES_PER_RANK, WARM_UP_STEPS = "bytes-5m", 8, 3
@@ -80,7 +80,7 @@ def _write(plan: Plan, folder: Path, run: Run | None = None) -> Timeline:
     """Write plan, trace and page of a plan and return its replay."""
     _, timeline = predict_replayed(plan.question, plan.strategy)
     write_plan(plan, folder / "plan.yaml")
-    files.write_text(folder / "trace.json", chrome_trace(timeline, rank_names(plan.strategy)))
+    write_trace(folder / "trace.json", timeline, rank_names(plan.strategy))
     write_page(plan, folder / "plan.html", run=run, timeline=timeline)
     return timeline
 

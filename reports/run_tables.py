@@ -52,8 +52,9 @@ def _summary(report: RunReport) -> Table:
     count = f"{significant(sum(by_cause.values()) - planned)} unplanned, {significant(planned)} planned"
     table.add_row("interruptions", f"{count}; one failure in {show(report.mttf_s, 's')} at the fleet's median rates")
     mode = "training waits" if not c.write_s else f"training waits {show(c.stall_s, 's')}, the write goes on beside it"
-    table.add_row("checkpoints", f"{show(report.checkpoint_bytes, 'bytes')} every {show(c.interval_steps * t.step_time_s, 's')} "
-                                 f"({_steps(c.interval_steps)}), written in {show(c.write_s or c.stall_s, 's')}: {mode}")
+    every = f"every {show(c.interval_steps * t.step_time_s, 's')} ({_steps(c.interval_steps)})"
+    written = f"written in {show(c.write_s or c.stall_s, 's')}: {mode}"
+    table.add_row("checkpoints", f"{show(report.checkpoint_bytes, 'bytes')} {every}, {written}")
     elastic = f"; elastic, by {t.unit_nodes} nodes" if case.reserve.elastic else ""
     table.add_row("nodes", f"{t.num_nodes:,} of {t.gpus_per_node} GPUs and {case.reserve.num_spares} spare{elastic}")
     return table
@@ -80,7 +81,7 @@ def _time_table(report: RunReport) -> Table:
 
 
 def _cause_table(report: RunReport) -> Table:
-    table = Table(title="Interruptions of a mean run", title_justify="left")
+    table = Table(title="Interruptions a run", title_justify="left")
     table.add_column("cause")
     table.add_column("times", justify="right")
     by_cause = list(interruptions(report).items())
@@ -98,7 +99,7 @@ def _choices(report: RunReport) -> Group:
 
 def _interval_table(report: RunReport) -> Table:
     curve = report.intervals
-    caption = f"Young {show(curve.young_s, 's')}, Daly {show(curve.daly_s, 's')}, exact {show(curve.exact_s, 's')}"
+    caption = f"Young {show(curve.young_s, 's')}, Daly {show(curve.daly_s, 's')},\nexact {show(curve.exact_s, 's')}"
     table = Table(title="Checkpoint interval", title_justify="left", caption=caption, caption_justify="left")
     for name in ("every", "goodput", "closed form"):
         table.add_column(name, justify="right")
@@ -122,6 +123,6 @@ def _spare_table(report: RunReport) -> Table:
 def _remarks(report: RunReport) -> list[str]:
     lines = []
     if report.share_finished < 1.0:
-        lines.append(f"{1 - report.share_finished:.1%} of the runs did not end within {report.case.limit:g} times the undisturbed "
-                     "time: failures come faster than work is saved")
+        lines.append(f"{1 - report.share_finished:.1%} of the runs did not end within {report.case.limit:g} times the "
+                     "undisturbed time: failures come faster than work is saved")
     return [*lines, "Assumed: " + "; ".join(report.assumptions)]

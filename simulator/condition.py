@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from profiles.files import BadInput
 from profiles.ops import Num
-from simulator.layout import ranks_per_node, size
+from simulator.layout import mesh, ranks_per_node, size
 from simulator.pricing import PartSeconds, Prices, Seconds
 from simulator.strategy import Strategy
 
@@ -80,7 +80,7 @@ def paces(strategy: Strategy, condition: Condition) -> tuple[NDArray[np.float64]
     together = meeting_replicas(strategy)
 
     def pace(factors: NDArray[np.float64]) -> NDArray[np.float64]:
-        blocks = factors.reshape(pp, dp // together, together * inner).max(axis=2)
+        blocks = factors[mesh(strategy)].reshape(pp, dp // together, together * inner).max(axis=2)
         return np.repeat(blocks, together, axis=1).T
 
     return pace(condition.compute), pace(condition.network)

@@ -113,10 +113,12 @@ def _estimate_pipes(workload: Workload, prices: Prices, pipe: Pipe, cost: CostMo
         busiest = _select(passes(s) > passes(busiest), s, busiest)
     slowest = passes(busiest)
     pace = slowest
-    if pipe.schedule == "LoopedBFS":
-        # all micro-batches go through one chunk before the next, at the pace of its slowest stage
-        chunk = [[passes(each[s]) for s in stages[at : at + pp]] for at in range(0, len(stages), pp)]
-        pace = sum(np.max(np.broadcast_arrays(*c), axis=0) for c in chunk)
+    if pipe.schedule in ("LoopedBFS", "Interleaved1F1B", "InterleavedZeroBubble") and chunks > 1:
+        # ranks go through one chunk after the other together, at the pace of its slowest stage; where micro-batches take
+        # turns, what the first stage embeds hides behind the head of the last
+        skip = pipe.schedule != "LoopedBFS"
+        chunk = [[passes(each[s]) for s in stages[max(at, skip) : at + pp]] for at in range(0, len(stages), pp)]
+        pace = np.maximum(slowest, sum(np.max(np.broadcast_arrays(*c), axis=0) for c in chunk))
     sends = send_delay_s(strategy, prices.send_s)
     # the first and the last micro-batch go through the first chunk of every rank, and through the others of one
     split = bool(np.any(strategy.splits_backward))
@@ -128,7 +130,10 @@ def _estimate_pipes(workload: Workload, prices: Prices, pipe: Pipe, cost: CostMo
     fixed = strategy.software.step_s
     share = bubble_share(pipe.schedule, busiest.forward_s, busiest.backward_s, busiest.weight_s)
     overlapped = _overlapped_s(pipe, m, busiest, prices.beside)
-    filling = (through - slowest) / chunks * share
+    # a pipe fills with forwards of its first chunk, and empties with backwards of it
+    # a pipe fills with forwards of its first chunk, and empties with backwards of it
+    first_chunk = sum(passes(each[s]) for s in stages[:pp]) - slowest / chunks
+    filling = np.maximum((through - slowest) / chunks, first_chunk) * share
     running = m * pace - overlapped + filling + sends + dp_tail + first.update_s
     step = running * (1 + prices.wait) + fixed
 

@@ -1,7 +1,8 @@
 """Where ranks sit: rank <-> coordinates, groups per axis, which ranks are alike, which wire a group uses.
 
-Order, innermost first: tp, cp, dp, pp (Megatron-LM's `tp-cp-ep-dp-pp`; Narayanan et al., arXiv 2104.04473, keep tp
-inside the node because it talks most). The executor's device mesh is built from this file.
+Rank r sits on the r-th accelerator. Order, innermost first: tp, cp, dp, pp (Megatron-LM's `tp-cp-ep-dp-pp`; Narayanan
+et al., arXiv 2104.04473, keep tp inside the node because it talks most), or as the strategy says. The executor's device
+mesh is built from this file.
 """
 
 from __future__ import annotations
@@ -14,13 +15,26 @@ from numpy.typing import NDArray
 
 from profiles.collectives import Collective
 from profiles.families import Shape, part_items, part_params
+from profiles.files import BadInput
 from profiles.model import FeedForward, ModelSpec, Part, SelfAttention
 from profiles.ops import Num
 from simulator.schedules import rank_stages
 from simulator.strategy import Strategy
 
 ORDER = ("tp", "cp", "dp", "pp")
-"""Axes from the innermost (neighbouring ranks) to the outermost."""
+"""Axes from the innermost (neighbouring ranks) to the outermost, where the strategy does not say."""
+
+
+def order_of(strategy: Strategy) -> tuple[str, ...]:
+    """Return the axes from the innermost to the outermost."""
+    return tuple(strategy.order.split("-")) if strategy.order else ORDER
+
+
+def check_order(text: str) -> str:
+    """Return an order of axes, like 'tp-cp-dp-pp', or its fault as a `BadInput`; empty is the usual one."""
+    if text and sorted(text.split("-")) != sorted(ORDER):
+        raise BadInput(f"order: {text!r} must name each of {', '.join(ORDER)} once, innermost first, like 'tp-cp-dp-pp'")
+    return text
 
 
 def size(strategy: Strategy, axis: str) -> Num:
@@ -46,11 +60,12 @@ def stride(strategy: Strategy, axis: str) -> Num:
     if axis == "edp":
         return strategy.etp * strategy.ep
     if axis == "shard":
-        return strategy.tp
+        return np.where(np.asarray(strategy.cp) > 1, stride(strategy, "cp"), stride(strategy, "dp"))
     if axis == "shard groups":
-        return strategy.tp * strategy.shards
+        return stride(strategy, "shard") * strategy.shards
     result: Num = 1
-    for inner in ORDER[: ORDER.index(axis)]:
+    order = order_of(strategy)
+    for inner in order[: order.index(axis)]:
         result = result * getattr(strategy, inner)
     return result
 
@@ -63,8 +78,10 @@ def ranks_per_node(strategy: Strategy, axis: str, gpus_per_node: int) -> Num:
 
 def mesh(strategy: Strategy) -> NDArray[np.int64]:
     """Return all ranks as an array [pp, dp, cp, tp]."""
-    shape = [int(getattr(strategy, axis)) for axis in reversed(ORDER)]
-    return np.arange(int(np.prod(shape))).reshape(shape)
+    outermost_first = order_of(strategy)[::-1]
+    shape = [int(getattr(strategy, axis)) for axis in outermost_first]
+    by_order = np.arange(int(np.prod(shape))).reshape(shape)
+    return by_order.transpose([outermost_first.index(axis) for axis in reversed(ORDER)])
 
 
 def coordinates(strategy: Strategy, rank: Any) -> dict[str, Any]:

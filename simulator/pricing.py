@@ -8,10 +8,11 @@ from typing import Any
 import numpy as np
 
 from profiles.collectives import Collective
-from profiles.cost import CostModel
+from profiles.cost import Cost, CostModel
 from profiles.model import Part
 from profiles.ops import Kernel, Num
 from simulator.layout import ranks_per_node
+from simulator.networks import build_fabric, contention
 from simulator.software import Software
 from simulator.strategy import Strategy
 from simulator.workload import PartWork, Work, Workload
@@ -112,14 +113,14 @@ def price(workload: Workload, cost: CostModel) -> Prices:
     """Return the seconds of every part of a workload on a cluster."""
     strategy = workload.strategy
     cost = as_run(cost, strategy.software)
-    send = cost.collective(workload.send, _per_node(strategy, cost, "pp"))
+    send = _collective(workload.send, strategy, cost)
     some_reduce = workload.parts["head"].reduce[0]
     nodes = np.maximum(1.0, np.asarray(strategy.world_size) / cost.cluster.gpus_per_node)
     return Prices(
         parts={name: _part_seconds(part, strategy, cost) for name, part in workload.parts.items()},
         send_s=np.where(np.asarray(strategy.pp) > 1, send.seconds, 0.0),
         tie_s=cost.collective(workload.tie, 2 if cost.cluster.num_nodes == 1 else 1).seconds,
-        comm_spread=cost.collective(some_reduce, _per_node(strategy, cost, "shard")).spread,
+        comm_spread=_collective(some_reduce, strategy, cost).spread,
         overlaps=cost.overlaps, beside=cost.calibration.beside, wait=cost.calibration.wait * np.log2(nodes),
     )
 
@@ -132,6 +133,14 @@ def as_run(cost: CostModel, software: Software) -> CostModel:
 
 MATURE_YEARS = 4
 """Age of an accelerator's libraries where its year of launch is not known."""
+
+
+def _collective(collective: Collective, strategy: Strategy, cost: CostModel, engine: str = "") -> Cost:
+    """Return the cost of a collective where the groups of its axis sit, with the links that they share."""
+    shared: tuple[Num, Num] = (1.0, 1.0)
+    if not cost.cluster.network.is_non_blocking and cost.cluster.table is None:
+        shared = contention(build_fabric(cost.cluster), strategy, collective.axis, collective.kind)
+    return cost.collective(collective, _per_node(strategy, cost, collective.axis), engine, shared)
 
 
 def _per_node(strategy: Strategy, cost: CostModel, axis: str) -> Num:
@@ -157,7 +166,7 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
     def group_s(collectives: tuple[Collective, ...], engine: str, parts: Num = 1) -> Num:
         """Return a part's share of collectives that so many parts share."""
         whole = (replace(c, bytes=parts * c.bytes) for c in collectives)
-        return sum(cost.collective(c, _per_node(strategy, cost, c.axis), engine).seconds for c in whole) / parts
+        return sum(_collective(c, strategy, cost, engine).seconds for c in whole) / parts
 
     return PartSeconds(
         forward=forward, backward=backward, weight=weight, gather_s=group_s(part.gather, "fsdp"),
@@ -234,7 +243,7 @@ def _seconds(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
     attention_s: Num = 0.0
     for item in work:
         if isinstance(item, Collective):
-            c = cost.collective(item, _per_node(strategy, cost, item.axis))
+            c = _collective(item, strategy, cost)
             axis = "ep" if item.axis == "etp" else item.axis
             sums[f"{axis}_s"] = sums[f"{axis}_s"] + c.seconds
             sums["comm_spread_s"] = sums["comm_spread_s"] + c.seconds * c.spread

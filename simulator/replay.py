@@ -137,8 +137,11 @@ class _Played:
                 if target is not None:
                     sent[span.rank, target, "F" if result.pass_ == "F" else "B"].append((span.end_s, result.microbatch))
         for (place, _), those in same.items():
-            rows.add_spans(ranks[place], self.inside[those[0].action].spans, [s.start_s for s in those],
-                           [passes(s.action)[0].microbatch for s in those])
+            spans = self.inside[those[0].action].spans
+            for i, part in enumerate(passes(those[0].action)):
+                # of a pair, each pass has its own micro-batch
+                own = [s for s in spans if (s.pass_ == "F") == (part.pass_ == "F")] if those[0].action.parts else spans
+                rows.add_spans(ranks[place], own, [s.start_s for s in those], [passes(s.action)[i].microbatch for s in those])
         for (place, to, pass_), sends in sent.items():
             send = Span("pp", 0.0, self.sends_s[place], f"send to {ranks[to]}", pass_, -1, send_bytes)
             rows.add_spans(ranks[place], [send], [start for start, _ in sends], [m for _, m in sends])

@@ -37,8 +37,9 @@ class Strategy:
     selective repeats what the software names; full keeps only each layer's input; `recompute_share` of the layers do
     so. `chunks` of layers a stage (interleaved pipelines). `num_microbatches` is per data-parallel rank and step.
     `lora_rank`: all weights are frozen, and low-rank adapters beside the linear maps of `lora_targets` are trained (Hu et
-    al., arXiv 2106.09685; 0: all weights are trained). `software` is what else the framework does; it and `precision`,
-    `context`, `seq_len` and `lora_*` are one for a batch.
+    al., arXiv 2106.09685; 0: all weights are trained). `order` lays the axes on the machine, innermost first
+    ('tp-cp-dp-pp'; empty: that). `software` is what else the framework does; it and `precision`, `context`, `order`,
+    `seq_len` and `lora_*` are one for a batch.
     """
 
     dp: Num = 1
@@ -54,6 +55,7 @@ class Strategy:
     recompute_share: Num = 1.0
     precision: str = "bf16"
     context: str = "ring"
+    order: str = ""
     schedule: Any = "1F1B"
     chunks: Num = 1
     micro_batch: Num = 1
@@ -138,6 +140,8 @@ class Strategy:
         if self.pp != 1:
             chunks = f" of {self.chunks} chunks" if self.chunks != 1 else ""
             parts.insert(1, f"{self.schedule}{chunks}")
+        if self.order:
+            parts.append(f"laid out {self.order}")
         if self.lora_rank:
             parts.append(f"LoRA of rank {self.lora_rank} on {self.lora_targets}")
         return ", ".join(parts)

@@ -192,7 +192,7 @@ def test_noise_only_costs_and_a_seed_gives_the_same_bytes(spread: float, jitter:
 
 
 def test_pauses_take_their_share_of_every_rank_that_meets() -> None:
-    """Rare pauses of ranks that meet in every layer add up, k d / P of a step, and pipelines wait for the unluckiest."""
+    """Rare pauses of ranks that meet in every layer add up, k d / P, and pipelines wait for the unluckiest."""
     base = replay(WORKLOAD, COST).step_time_s
     noise = Noise(pause_s=1e-4 * base, period_s=0.02 * base)
     share = sample_steps(WORKLOAD, COST, noise, steps=200).mean() / base - 1

@@ -10,6 +10,10 @@ import numpy as np
 import pytest
 from replay_cases import CALIBRATED, COST, FUSED, IN_LINE, MODEL, ONE_CHUNK, SPARSE, THE_CATALOGUES, off, strategy_of
 
+from profiles.calibration import NONE
+from profiles.cost import cost_model
+from profiles.families import load_model
+from profiles.hardware import load_cluster
 from profiles.model import ModelSpec
 from simulator.estimate import BREAKDOWN, estimate
 from simulator.pricing import price
@@ -149,3 +153,28 @@ def test_split_backward_is_the_whole_one_cut_in_two() -> None:
         slower = sum(float(p.backward.total_s) - float(w.backward.total_s)
                      for p, w in zip(prices.parts.values(), whole.parts.values(), strict=True))
         assert slower > 0 if software.tp_backward else slower == 0
+
+
+@pytest.mark.parametrize(("chunks", "rounds", "bound"), [(7, 1, 0.06), (7, 2, 0.03), (7, 8, 0.01), (4, 1, 0.07), (2, 2, 0.02)])
+def test_with_unequal_chunks_the_estimate_is_close(chunks: int, rounds: int, bound: float) -> None:
+    """126 layers on 112 stages: some have two, most have one, and ranks go through the chunks together."""
+    model, cost = load_model("llama-3.1-405b"), cost_model(load_cluster("dgx-h100:2048"))
+    strategy = Strategy(dp=128, tp=8, pp=16, chunks=chunks, schedule="Interleaved1F1B", num_microbatches=16 * rounds,
+                        seq_len=8192, zero=1)
+    assert abs(off(strategy, cost, model)) < bound
+
+
+def test_where_axes_lie_matters() -> None:
+    """Llama 3 on its own network: sends between pods share its 7:1 oversubscribed top, unless pp lies inside dp as Meta laid
+    it (arXiv 2407.21783, section 3.3.2); tp over nodes is slow anywhere."""
+    model = load_model("llama-3.1-405b")
+    seconds = {}
+    for cluster, order in product(("h100-roce3200:2048", "dgx-h100:2048"), ("", "tp-cp-pp-dp", "pp-tp-cp-dp")):
+        strategy = Strategy(dp=128, tp=8, pp=16, num_microbatches=16, seq_len=8192, zero=1, order=order)
+        found = estimate(build_workload(model, strategy), replace(cost_model(load_cluster(cluster)), calibration=NONE))
+        seconds[cluster, order] = {k: float(v) for k, v in found.breakdown_s.items()} | {"step": float(found.step_time_s)}
+    own, open_ = "h100-roce3200:2048", "dgx-h100:2048"
+    assert seconds[own, ""]["exposed_pp"] > 2 * seconds[own, "tp-cp-pp-dp"]["exposed_pp"]
+    assert seconds[open_, ""]["exposed_pp"] == pytest.approx(seconds[open_, "tp-cp-pp-dp"]["exposed_pp"])
+    assert seconds[open_, "pp-tp-cp-dp"]["exposed_tp"] > 4 * seconds[open_, ""]["exposed_tp"]
+    assert seconds[own, "tp-cp-pp-dp"]["step"] == pytest.approx(seconds[open_, ""]["step"], rel=1e-6)

@@ -208,3 +208,17 @@ def test_a_rank_holds_every_pp_th_stage(pp: int, chunks: int) -> None:
         held[s % pp].update(laid_out(stage))
     assert [Counter(laid_out(parts)) for parts in ranks] == held
     assert sum(held, Counter()) == Counter({"embedding": 1, "dense": 1, "sparse": 18, "head": 1, "mtp": 1})
+
+
+@given(st.permutations(ORDER), degrees)
+def test_any_order_numbers_every_rank_once(order: list[str], sizes: Strategy) -> None:
+    strategy = replace(sizes, order="-".join(order))
+    ranks = mesh(strategy)
+    assert sorted(ranks.ravel().tolist()) == list(range(ranks.size))
+    for rank in (0, ranks.size // 2, ranks.size - 1):
+        where = coordinates(strategy, rank)
+        assert rank_of(strategy, **where) == rank
+        assert ranks[where["pp"], where["dp"], where["cp"], where["tp"]] == rank
+    innermost = next((a for a in order if getattr(sizes, a) > 1), None)
+    if innermost:
+        assert rank_of(strategy, **{innermost: 1}) == 1
