@@ -202,7 +202,8 @@ def test_pauses_take_their_share_of_every_rank_that_meets() -> None:
 
 @pytest.mark.parametrize(("ranks", "nodes", "message"), [
     ({32: 2.0}, {}, "slow rank: 32 is not there; the job has 32"), ({}, {4: 2.0}, "slow node: 4 is not there; the job has 4"),
-    ({1: 0.0}, {}, "slow rank 1: the factor must be above 0"), ({1: float("nan")}, {}, "slow rank 1: the factor must be above 0"),
+    ({1: 0.0}, {}, "slow rank 1: the factor must be above 0"),
+    ({1: float("nan")}, {}, "slow rank 1: the factor must be above 0"),
 ])
 def test_what_is_not_there_cannot_be_slow(ranks: dict[int, float], nodes: dict[int, float], message: str) -> None:
     with pytest.raises(BadInput, match=message):
