@@ -52,16 +52,16 @@ def _summary(report: RunReport) -> Table:
     count = f"{significant(sum(by_cause.values()) - planned)} unplanned, {significant(planned)} planned"
     table.add_row("interruptions", f"{count}; one failure in {show(report.mttf_s, 's')} at the fleet's median rates")
     mode = "training waits" if not c.write_s else f"training waits {show(c.stall_s, 's')}, the write goes on beside it"
-    every = f"every {show(c.interval_steps * t.step_time_s, 's')} ({_steps(c.interval_steps)})"
+    every = f"every {show(c.interval_steps * t.step_time_s, 's')} ({_count(c.interval_steps, 'step')})"
     written = f"written in {show(c.write_s or c.stall_s, 's')}: {mode}"
     table.add_row("checkpoints", f"{show(report.checkpoint_bytes, 'bytes')} {every}, {written}")
-    elastic = f"; elastic, by {t.unit_nodes} nodes" if case.reserve.elastic else ""
+    elastic = f"; elastic, {_count(t.unit_nodes, 'node')} at a time" if case.reserve.elastic else ""
     table.add_row("nodes", f"{t.num_nodes:,} of {t.gpus_per_node} GPUs and {case.reserve.num_spares} spare{elastic}")
     return table
 
 
-def _steps(number: int) -> str:
-    return f"{number:,} step" + ("" if number == 1 else "s")
+def _count(number: int, noun: str) -> str:
+    return f"{number:,} {noun}" + ("" if number == 1 else "s")
 
 
 def _three(values: Mapping[str, float | None], text: Callable[[float], str]) -> str:

@@ -50,6 +50,14 @@ def test_the_closed_form_without_failures_is_work_over_work_and_stalls() -> None
     assert math.isinf(curve.mttf_s) and curve.points[2].goodput == pytest.approx(1000 / 1050)
 
 
+def test_the_closed_form_counts_the_load_at_a_restart_and_the_write_that_a_failure_loses() -> None:
+    c = Checkpoints(interval_steps=44, stall_s=5.0, write_s=400.0, load_s=500.0)
+    runs = simulate_runs(Case(training=LONG, checkpoints=c, fleet=OFTEN, reserve=Reserve(), limit=1e3), 100, processes=1)
+    assert runs.goodput == pytest.approx(expected_goodput(LONG, c, OFTEN, 44), rel=0.02)
+    without = replace(c, write_s=0.0, load_s=0.0)
+    assert expected_goodput(LONG, without, OFTEN, 44) > 1.1 * runs.goodput
+
+
 def test_early_mortality_is_in_the_mean_time_to_failure() -> None:
     young = replace(JOB, name="young", scope="node", rate_per_s=0.0, early_share=0.5, early_decay_s=1.0)
     assert mttf_s(LONG, fleet(young)) == pytest.approx(LONG.undisturbed_s / 2)
@@ -87,6 +95,17 @@ def test_no_spare_pays_where_nothing_is_replaced() -> None:
     # two spares make a job of four nodes half as dear again; repairs of a second do not wait that long
     assert best_spares(LONG, fleet(NODE, repair_s=1.0)) == 0
     assert held_hours(LONG, fleet(NODE, repair_s=1e-9), False, 3) == pytest.approx([1.0, 1.25, 1.5, 1.75])
+
+
+def test_nodes_that_are_held_are_paid_for_while_the_job_waits() -> None:
+    """By hand, with mean a of nodes away: P(X = 0) = exp(-a), P(X <= 1) = exp(-a) (1 + a)."""
+    f = fleet(replace(NODE, rate_per_s=1 / (40 * HOUR_S)), repair_s=5 * HOUR_S)
+    a = nodes_away(LONG, f)
+    assert a == pytest.approx(0.5)
+    assert held_hours(LONG, f, False, 1) == pytest.approx([math.exp(a), 1.25 * math.exp(a) / (1 + a)])
+    # elastic, by single nodes: a node away is a quarter of the speed; more than four cannot be
+    lost = sum(min(1.0, n / 4) * math.exp(-a) * a**n / math.factorial(n) for n in range(20))
+    assert held_hours(LONG, f, True, 0)[0] == pytest.approx(1 / (1 - lost), rel=1e-6)
 
 
 def test_the_curve_of_spares_shows_fewer_and_more() -> None:

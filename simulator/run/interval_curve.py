@@ -53,9 +53,8 @@ def best_interval(training: Training, checkpoints: Checkpoints, fleet: Fleet) ->
     mean = mttf_s(training, fleet)
     if math.isinf(mean):
         return training.num_steps
-    wanted = max(best_s(checkpoints.stall_s, mean), checkpoints.write_s) / training.step_time_s
     least = math.ceil(checkpoints.write_s / training.step_time_s)
-    return min(training.num_steps, max(1, least, round(wanted)))
+    return min(training.num_steps, max(1, least, round(best_s(checkpoints.stall_s, mean) / training.step_time_s)))
 
 
 def interval_curve(case: Case, num_runs: int, on_progress: Progress | None = None) -> IntervalCurve:
