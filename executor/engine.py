@@ -7,22 +7,26 @@ from dataclasses import fields
 from typing import Any
 
 from profiles.model import FeedForward, ModelSpec, SelfAttention
+from simulator.layout import stage_parts
+from simulator.schedules import SCHEDULES, Table, homes, passes, table_shape
 from simulator.software import MODES
 from simulator.strategy import RECOMPUTE, Strategy
 
 FAMILIES = ("gpt2", "llama")
 PRECISIONS = ("bf16", "fp32")
-SCHEDULES = ("1F1B", "GPipe")
 NUM_BYTES = 256
 """Tokens are bytes, so the vocabulary must hold them all."""
 
 
-def refusal(strategy: Strategy, model: ModelSpec, device_type: str) -> str | None:
-    """Return one sentence why this engine cannot run a strategy, or None if it can."""
-    return next(_reasons(strategy, model, device_type), None)
+def refusal(strategy: Strategy, model: ModelSpec, device_type: str, table: Table | None = None) -> str | None:
+    """Return one sentence why this engine cannot run a strategy, or None if it can.
+
+    A `table`, which must be whole, takes the place of the strategy's schedule.
+    """
+    return next(_reasons(strategy, model, device_type, table), None)
 
 
-def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator[str]:
+def _reasons(strategy: Strategy, model: ModelSpec, device_type: str, table: Table | None) -> Iterator[str]:
     if device_type not in ("cpu", "cuda"):
         yield f"device {device_type!r} is not known to the engine, which runs on cpu and cuda"
     if len(strategy) != 1:
@@ -35,7 +39,7 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
     ):
         if value not in known:
             yield f"{field} {value!r} is not known to the engine, which runs {', '.join(map(str, known))}"
-    for axis in ("cp", "ep", "etp", "chunks"):
+    for axis in ("cp", "ep", "etp"):
         if getattr(strategy, axis) != 1:
             yield f"{axis}={getattr(strategy, axis)}: the engine does not run {_AXIS_NAMES[axis]} yet, only {axis}=1"
     if model.family not in FAMILIES:
@@ -51,6 +55,7 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
         yield f"recompute_share={strategy.recompute_share}: the engine recomputes all layers or none"
     yield from _blocks(model)
     yield from _sizes(strategy, model)
+    yield from _pipeline(strategy, model, table)
     if strategy.zero == 1 and strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1 or strategy.precision != "fp32"):
         yield ("ZeRO-1 runs with tp=1, pp=1 and fp32 only (torch's ZeroRedundancyOptimizer knows neither sharded nor "
                f"half-precision weights), not with tp={strategy.tp}, pp={strategy.pp} and {strategy.precision}; "
@@ -62,7 +67,6 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
 
 _AXIS_NAMES = {
     "cp": "context parallelism", "ep": "expert parallelism", "etp": "expert tensor parallelism",
-    "chunks": "interleaved pipelines",
 }
 
 
@@ -102,11 +106,9 @@ def _blocks(model: ModelSpec) -> Iterator[str]:
 
 
 def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
-    for field in ("dp", "tp", "pp", "micro_batch", "num_microbatches", "seq_len"):
+    for field in ("dp", "tp", "pp", "chunks", "micro_batch", "num_microbatches", "seq_len"):
         if getattr(strategy, field) < 1:
             yield f"{field}={getattr(strategy, field)} is less than 1"
-    if strategy.pp > model.num_layers:
-        yield f"pp={strategy.pp} needs a layer for each stage, and {model.name} has {model.num_layers}"
     mixer, ffn = model.kinds[0].mixer, model.kinds[0].ffn
     if not (isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)):
         return
@@ -120,3 +122,49 @@ def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
         yield f"seq_len={strategy.seq_len} is longer than the {model.max_seq_len} positions of {model.name}"
     if model.vocab < NUM_BYTES:
         yield f"the training data are bytes, which need a vocabulary of {NUM_BYTES}; {model.name} has {model.vocab}"
+
+
+def _pipeline(strategy: Strategy, model: ModelSpec, table: Table | None) -> Iterator[str]:
+    if table is not None:
+        yield from _own_table(strategy, table)
+    elif strategy.pp == 1:
+        if strategy.chunks != 1:
+            yield f"chunks={strategy.chunks}: without a pipeline (pp=1) a rank has one stage"
+        return
+    elif why := SCHEDULES[strategy.schedule].reason(strategy.pp, strategy.num_microbatches, strategy.chunks):
+        yield f"schedule: {why}"
+    stages = stage_parts(model, strategy.pp, strategy.chunks, strategy.software.layer_split)
+    if [] in stages:
+        yield (f"pp={strategy.pp} x {strategy.chunks} chunks = {len(stages)} stages: stage {stages.index([])} gets none of the "
+               f"{model.num_layers} layers of {model.name}")
+    if table is None and strategy.splits_backward:
+        yield from _split_backward(strategy, f"schedule {strategy.schedule}")
+    elif table is not None and table_shape(table).splits_backward:
+        yield from _split_backward(strategy, "the schedule table")
+
+
+def _own_table(strategy: Strategy, table: Table) -> Iterator[str]:
+    shape = table_shape(table)
+    if shape.num_ranks == 1:
+        yield "the schedule table has one rank, and a pipeline needs two or more"
+    for field, held in (("pp", shape.num_ranks), ("chunks", shape.chunks), ("num_microbatches", shape.num_microbatches)):
+        if getattr(strategy, field) != held:
+            yield f"{field}={getattr(strategy, field)}, and the schedule table is for {held}"
+    last, home = shape.num_stages - 1, homes(table)
+    turns = [a.microbatch for slot in table[home[last]] for a in passes(slot) if (a.stage, a.pass_) == (last, "F")]
+    if turns != sorted(turns):
+        yield (f"the schedule table sends micro-batches forward through the last stage in the order {turns}; torch takes their "
+               "losses in turn, so there they must be in order")
+
+
+def _split_backward(strategy: Strategy, schedule: str) -> Iterator[str]:
+    """Yield what torch does wrong or not at all where gradients of inputs (I) and of weights (W) are made apart."""
+    if strategy.zero == 3 and strategy.dp > 1:
+        yield (f"zero=3: {schedule} splits backward, and torch loses gradients without an error where FSDP gives weights back "
+               "between I and W; ZeRO-2 runs there")
+    if strategy.recompute == "selective":
+        yield (f"recompute='selective': {schedule} splits backward, and torch's selective checkpoint lets only one backward "
+               "through a layer; full recomputation runs there")
+    if strategy.kernels == "fused":
+        yield (f"kernels='fused': {schedule} splits backward, and a compiled block makes all gradients in one backward, which "
+               "torch refuses to repeat; eager kernels run there")

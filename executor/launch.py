@@ -17,6 +17,7 @@ from executor.engine import refusal
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
 from profiles.files import BadInput, make_folder, write_text
 from profiles.measure import CPU_ENVIRONMENT
+from simulator.schedules import load_table
 
 NUM_LOG_LINES = 20
 PATIENCE_S = 15.0
@@ -47,7 +48,8 @@ def check_launch(job: Job) -> None:
     check_job(job)
     if importlib.util.find_spec("torch") is None:
         raise BadInput("torch: is not installed, and running a plan needs it; pip install headway[torch]")
-    reason = refusal(job.strategy, job.model, job.device)
+    table = load_table(job.table)[0] if job.table else None
+    reason = refusal(job.strategy, job.model, job.device, table)
     if reason:
         raise BadInput(f"strategy: {reason}")
     if job.data != STDLIB:

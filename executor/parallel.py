@@ -1,4 +1,4 @@
-"""A strategy applied to a stage: mesh, tensor parallelism, data parallelism, optimizer.
+"""A strategy applied to the stages of a rank: mesh, tensor parallelism, data parallelism, optimizer.
 
 Order of application: build on meta, tp, compile, shard over dp, materialise. Data parallelism is DDP where DDP can
 (fp32, neither tp nor pp: its reducer counts on one backward after each forward and knows no sharded weights), else
@@ -7,7 +7,9 @@ FSDP2, sharded (ZeRO-2 and 3) or replicated, which keeps a working copy of the w
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import torch
@@ -29,6 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 from executor.model import Norm, Stage, materialise
 from profiles.model import ModelSpec, ParamSpec
 from simulator import layout
+from simulator.inside import NAMES
+from simulator.schedules import Table, build_schedule, homes
 from simulator.strategy import Strategy
 
 Engine = Literal["plain", "ddp", "replicate", "fsdp"]
@@ -37,25 +41,35 @@ BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.1
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parallel:
-    """One rank's part of a model: its place in the mesh, its stage, what runs that (DDP or itself), its optimizer."""
+    """One rank's part of a model: its place in the mesh, its stages, what runs each (DDP or itself), their optimizer.
+
+    Stages go by their index in the model, in its order; `table` is the schedule that they follow.
+    """
 
     strategy: Strategy
     mesh: DeviceMesh
-    stage: Stage
-    module: nn.Module
+    table: Table
+    stages: dict[int, Stage]
+    modules: dict[int, nn.Module]
     optimizer: torch.optim.Optimizer
     tied_group: dist.ProcessGroup | None
+
+    @property
+    def home(self) -> dict[int, int]:
+        """Return the pipeline rank of each stage of the model."""
+        return homes(self.table)
+
+    @property
+    def tied_weights(self) -> list[Tensor]:
+        """Return this rank's copies of an embedding that is the head, too, on another stage."""
+        apart = [s for s in self.stages.values() if s.spec.tied_embeddings and s.is_first != s.is_last]
+        return [s.embed.weight if s.is_first else s.head.weight for s in apart]
 
     @property
     def sums_late(self) -> bool:
         """Return whether some gradients are only summed after the last backward: over tp (norms) or pp (tied)."""
         plain_tp = self.strategy.tp > 1 and engine_of(self.strategy) == "plain"
-        return plain_tp or self.tied_group is not None
-
-    @property
-    def pp_rank(self) -> int:
-        """Return the index of this rank's stage."""
-        return self.mesh.get_local_rank("pp")
+        return plain_tp or bool(self.tied_weights)
 
     @property
     def dp_rank(self) -> int:
@@ -79,12 +93,45 @@ def engine_of(strategy: Strategy) -> Engine:
 
 def parallelise(
     spec: ModelSpec, strategy: Strategy, device: torch.device, *, seed: int, learning_rate: float,
+    table: Table | None = None,
 ) -> Parallel:
-    """Build this rank's stage of a model under a strategy, with its weights and its optimizer."""
+    """Build this rank's stages of a model under a strategy, with their weights and optimizer.
+
+    A `table` takes the place of the strategy's schedule; it says which stages a rank holds.
+    """
     mesh = build_mesh(strategy, device.type)
-    engine = engine_of(strategy)
+    table = table or table_of(strategy)
+    home = homes(table)
+    stages = {index: build_stage(spec, strategy, index) for index in sorted(home) if home[index] == mesh.get_local_rank("pp")}
+    modules = {index: _apply(stage, strategy, mesh, device, seed) for index, stage in stages.items()}
+    return Parallel(
+        strategy=strategy, mesh=mesh, table=table, stages=stages, modules=modules,
+        optimizer=_optimizer([p for s in stages.values() for p in s.parameters()], strategy, mesh, learning_rate),
+        tied_group=_tied_group(spec, strategy, home),
+    )
+
+
+def table_of(strategy: Strategy) -> Table:
+    """Return the table that the simulator replays; without a pipeline micro-batches take their turns."""
+    name = strategy.schedule if strategy.pp > 1 else "1F1B"
+    return build_schedule(name, int(strategy.pp), int(strategy.num_microbatches), int(strategy.chunks))
+
+
+def build_stage(spec: ModelSpec, strategy: Strategy, index: int) -> Stage:
+    """Return a stage of the model, on meta; layers are split as `simulator.layout.stage_parts` says."""
+    parts = layout.stage_parts(spec, int(strategy.pp), int(strategy.chunks), strategy.software.layer_split)
+    counts = [sum(num for part, num in stage if part not in NAMES) for stage in parts]
+    end = list(accumulate(counts))[index]
     with torch.device("meta"):
-        stage = build_stage(spec, strategy, mesh.get_local_rank("pp"))
+        return Stage(
+            spec, layers=range(end - counts[index], end), is_first=index == 0, is_last=index == len(parts) - 1,
+            seq_len=strategy.seq_len, recompute=strategy.recompute,
+        )
+
+
+def _apply(stage: Stage, strategy: Strategy, mesh: DeviceMesh, device: torch.device, seed: int) -> nn.Module:
+    """Spread a stage over the mesh, fill it with weights, and return what runs it."""
+    engine = engine_of(strategy)
     if strategy.tp > 1:
         _shard_over_tp(stage, mesh["tp"])
     if strategy.kernels == "fused":
@@ -95,23 +142,9 @@ def parallelise(
     if engine in ("replicate", "fsdp"):
         _apply_fsdp(stage, strategy, engine, mesh["dp"])
     materialise(stage, device, seed, lambda param, x: _piece(param, x, mesh, sharded=engine == "fsdp"))
-    module: nn.Module = stage
-    if engine == "ddp":
-        module = DistributedDataParallel(stage, process_group=mesh.get_group("dp"), gradient_as_bucket_view=True)
-    return Parallel(
-        strategy=strategy, mesh=mesh, stage=stage, module=module,
-        optimizer=_optimizer(stage, strategy, mesh, learning_rate), tied_group=_tied_group(spec, strategy),
-    )
-
-
-def build_stage(spec: ModelSpec, strategy: Strategy, pp_rank: int) -> Stage:
-    """Return the stage of a pipeline rank; layers are split as `simulator.layout.stage_layers` says."""
-    counts = layout.stage_layers(spec.num_layers, strategy.pp)
-    first = sum(counts[:pp_rank])
-    return Stage(
-        spec, layers=range(first, first + counts[pp_rank]), is_first=pp_rank == 0, is_last=pp_rank == strategy.pp - 1,
-        seq_len=strategy.seq_len, recompute=strategy.recompute,
-    )
+    if engine != "ddp":
+        return stage
+    return DistributedDataParallel(stage, process_group=mesh.get_group("dp"), gradient_as_bucket_view=True)
 
 
 def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
@@ -165,23 +198,22 @@ def _piece(param: ParamSpec, x: Tensor, mesh: DeviceMesh, *, sharded: bool) -> T
 
 
 def _optimizer(
-    stage: Stage, strategy: Strategy, mesh: DeviceMesh, learning_rate: float
+    weights: Iterable[nn.Parameter], strategy: Strategy, mesh: DeviceMesh, learning_rate: float
 ) -> torch.optim.Optimizer:
     options: dict[str, Any] = {"lr": learning_rate, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": True}
     if strategy.zero == 1 and strategy.dp > 1:
-        return ZeroRedundancyOptimizer(
-            stage.parameters(), torch.optim.AdamW, process_group=mesh.get_group("dp"), **options
-        )
-    return torch.optim.AdamW(stage.parameters(), **options)
+        return ZeroRedundancyOptimizer(weights, torch.optim.AdamW, process_group=mesh.get_group("dp"), **options)
+    return torch.optim.AdamW(weights, **options)
 
 
-def _tied_group(spec: ModelSpec, strategy: Strategy) -> dist.ProcessGroup | None:
-    """Return the group of this rank in which a tied head and its embedding, on different stages, sum gradients."""
-    if not spec.tied_embeddings or strategy.pp == 1:
+def _tied_group(spec: ModelSpec, strategy: Strategy, home: dict[int, int]) -> dist.ProcessGroup | None:
+    """Return the group of this rank in which a tied head and its embedding, on different ranks, sum gradients."""
+    first, last = home[0], home[max(home)]
+    if not spec.tied_embeddings or first == last:
         return None
     mine = None
     for ranks in layout.groups(strategy, "pp"):
-        ends = [int(ranks[0]), int(ranks[-1])]
+        ends = [int(ranks[first]), int(ranks[last])]
         group = dist.new_group(ends)  # every rank must take part in making every group
         mine = group if dist.get_rank() in ends else mine
     return mine

@@ -25,7 +25,8 @@ RUN_FILE, TIMELINE_FILE, LOG_FILE, JOB_FILE = "run.json", "timeline.csv", "worke
 class Job:
     """A training run to make: model, strategy, length, data, device and where the results go.
 
-    The first `num_warmup_steps` of the `num_steps` are trained but left out of medians.
+    The first `num_warmup_steps` of the `num_steps` are trained but left out of medians. `table` is a CSV file with a
+    schedule that takes the place of the strategy's.
     """
 
     model: ModelSpec
@@ -37,6 +38,7 @@ class Job:
     seed: int = 0
     data: str = "stdlib"
     device: str = "cpu"
+    table: str = ""
 
 
 def job_as_dict(job: Job) -> dict[str, Any]:

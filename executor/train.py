@@ -26,6 +26,7 @@ from executor.run import Job, Run, job_from_dict, write_run
 from profiles.files import read_mapping
 from profiles.measure.leave import leave_group
 from simulator.layout import rank_of
+from simulator.schedules import load_table
 from simulator.timeline import COLUMNS
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
@@ -57,10 +58,11 @@ def train(job: Job, device: torch.device) -> dict[str, Any]:
     """Return what this rank measured over the job's steps."""
     corpus = data.open_corpus(job.data, job.out, job.strategy.seq_len)
     idle_bytes = _idle_bytes(device)
-    parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate)
+    table = load_table(job.table)[0] if job.table else None
+    parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate, table=table)
     recorder = Recorder(dist.get_rank(), device)
     schedule = build_pipeline(parallel, recorder)
-    reports = dist.get_rank() == rank_of(job.strategy, pp=job.strategy.pp - 1)
+    reports = dist.get_rank() == rank_of(job.strategy, pp=parallel.home[max(parallel.home)])
     losses: list[float] = []
     dist.barrier()
     recorder.start()

@@ -1,19 +1,13 @@
 """Every way of splitting a step trains the same: losses and gradients against one process, on real process groups.
 
-All cases of a world size run in one launch; the negative control shows that the check can see a fault. A rank
-under gloo has once been aborted in malloc (SIGABRT), so each result is kept as soon as it is known, and what a signal
-left out is asked for once more.
+The negative controls show that the check can see a fault.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import signal
-import warnings
-from collections.abc import Callable
-from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -25,45 +19,34 @@ torch = pytest.importorskip("torch")
 
 import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
-from torch.distributed.tensor import DTensor  # noqa: E402
-from torch.distributed.tensor.parallel import loss_parallel  # noqa: E402
+from parity import HALF, ONE, SPECS, Case, keep, results_of, train  # noqa: E402
 
-from executor.data import batch, open_corpus  # noqa: E402
-from executor.parallel import build_mesh, parallelise  # noqa: E402
-from executor.pipeline import build_pipeline, run_step  # noqa: E402
-from executor.record import Recorder  # noqa: E402
-from executor.train import update  # noqa: E402
-from profiles.families.gpt2 import gpt2_spec  # noqa: E402
-from profiles.families.llama import llama_spec  # noqa: E402
-from profiles.measure.leave import leave_group  # noqa: E402
+from executor.parallel import build_mesh  # noqa: E402
 from simulator import layout  # noqa: E402
-from simulator.schedules import build_schedule  # noqa: E402
+from simulator.schedules import Action, Table, build_schedule, passes  # noqa: E402
+from simulator.software import Software  # noqa: E402
 from simulator.strategy import Strategy  # noqa: E402
 
-# three layers, so that two pipeline stages are not alike
-SPECS = {
-    "llama": llama_spec(
-        name="llama", num_layers=3, hidden=64, num_heads=4, num_kv_heads=2, head_dim=16, ffn_hidden=128, vocab=256,
-        max_seq_len=32,
-    ),
-    "gpt2": gpt2_spec(
-        name="gpt2", num_layers=3, hidden=64, num_heads=4, num_kv_heads=4, head_dim=16, ffn_hidden=256, vocab=256,
-        max_seq_len=32,
-    ),
-}
-ONE = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=4)
-HALF = replace(ONE, precision="bf16")
 DP, TP, PP = (replace(ONE, dp=2, num_microbatches=2), replace(ONE, tp=2), replace(ONE, pp=2))
-NUM_STEPS, LEARNING_RATE = 5, 3e-3
-CORPUS = open_corpus(__file__, "", ONE.seq_len)
+DP_PP = replace(DP, pp=2)
+INTERLEAVED, BFS, ZBH1, IZB, ZBV, DUAL = (
+    {"schedule": name, "chunks": chunks}
+    for name, chunks in (("Interleaved1F1B", 2), ("LoopedBFS", 2), ("ZBH1", 1), ("InterleavedZeroBubble", 2), ("ZBV", 2),
+                         ("DualPipeV", 2))
+)
+MANY = {"micro_batch": 1, "num_microbatches": 4}
+"""A replica's share in so many micro-batches that DualPipeV has a steady state."""
 
 
-@dataclass(frozen=True)
-class Case:
-    name: str
-    spec: str
-    strategy: Strategy
-    broken: bool = False
+def halved() -> Table:
+    """Return 1F1B with each stage cut in two, both on its rank, and of the second half the backward split."""
+    def halves(a: Action) -> list[Action]:
+        first, second, m = 2 * a.stage, 2 * a.stage + 1, a.microbatch
+        if a.pass_ == "F":
+            return [Action(first, "F", m), Action(second, "F", m)]
+        return [Action(second, "I", m), Action(first, "B", m), Action(second, "W", m)]
+
+    return [[half for action in row for half in halves(action)] for row in build_schedule("1F1B", 2, 4)]
 
 
 TWO_RANKS = [
@@ -79,88 +62,35 @@ TWO_RANKS = [
     Case("bf16-zero-0", "llama", replace(DP, precision="bf16")),
     Case("bf16-zero-2", "llama", replace(DP, precision="bf16", zero=2)),
     Case("bf16-1f1b", "llama", replace(PP, precision="bf16")),
-    Case("no-sync", "llama", DP, broken=True),
+    Case("interleaved", "llama", replace(PP, **INTERLEAVED)), Case("looped-bfs", "llama", replace(PP, **BFS)),
+    Case("looped-bfs-few", "llama", replace(PP, **BFS, micro_batch=8, num_microbatches=1)),
+    Case("zbh1", "llama", replace(PP, **ZBH1)), Case("interleaved-zero-bubble", "llama", replace(PP, **IZB)),
+    Case("zbv", "llama", replace(PP, **ZBV)), Case("dual-pipe-v", "llama", replace(PP, **DUAL)),
+    Case("tied-zbv", "gpt2", replace(PP, **ZBV)), Case("tied-zbh1-full", "gpt2", replace(PP, **ZBH1, recompute="full")),
+    Case("interleaved-selective", "llama", replace(PP, **INTERLEAVED, recompute="selective")),
+    Case("zbv-late", "llama", replace(PP, **ZBV, software=Software(layer_split="late"))),
+    Case("bf16-zbv", "llama", replace(PP, **ZBV, precision="bf16")),
+    Case("own-table", "llama", replace(PP, chunks=2), table=halved()),
+    Case("no-sync", "llama", DP, broken="dp"), Case("no-weight", "llama", replace(PP, **ZBH1), broken="weight"),
 ]
 FOUR_RANKS = [
-    Case("dp-pp", "llama", replace(DP, pp=2)), Case("dp-pp-gpipe", "gpt2", replace(DP, pp=2, schedule="GPipe")),
-    Case("dp-pp-zero-3", "llama", replace(DP, pp=2, zero=3)),
-    Case("dp-pp-zero-2-gpipe", "gpt2", replace(DP, pp=2, zero=2, schedule="GPipe")),
+    Case("dp-pp", "llama", DP_PP), Case("dp-pp-gpipe", "gpt2", replace(DP_PP, schedule="GPipe")),
+    Case("dp-pp-zero-3", "llama", replace(DP_PP, zero=3)),
+    Case("dp-pp-zero-2-gpipe", "gpt2", replace(DP_PP, zero=2, schedule="GPipe")),
     Case("dp-tp", "llama", replace(DP, tp=2)),
     Case("dp-tp-zero-3", "gpt2", replace(DP, tp=2, zero=3)),
     Case("tp-pp", "gpt2", replace(PP, tp=2, num_microbatches=4)),
+    Case("dp-interleaved", "llama", replace(DP_PP, **INTERLEAVED)),
+    Case("dp-interleaved-zero-3", "llama", replace(DP_PP, **INTERLEAVED, zero=3)),
+    Case("dp-interleaved-zero-bubble-zero-2", "llama", replace(DP_PP, **IZB, zero=2)),
+    Case("dp-zbv", "llama", replace(DP_PP, **ZBV)), Case("dp-tied-zbv-zero-2", "gpt2", replace(DP_PP, **ZBV, zero=2)),
+    Case("dp-dual-pipe-v-zero-2", "llama", replace(DP_PP, **DUAL, **MANY, zero=2)),
+    Case("bf16-dp-zbv", "llama", replace(DP_PP, **ZBV, precision="bf16")),
+    Case("tp-zbv-full", "llama", replace(PP, **ZBV, tp=2, recompute="full")),
+    Case("four-zbv", "deep", replace(PP, pp=4, **ZBV)),
+    Case("four-dual-pipe-v", "deep", replace(PP, pp=4, **DUAL, micro_batch=1, num_microbatches=8)),
+    Case("no-sync-of-a-stage", "llama", replace(DP_PP, **ZBV), broken="stage"),
 ]
-
-
-def train(case: Case) -> dict[str, Any]:
-    """Return losses of all steps, gradients of the first, and the order of passes of a step."""
-    strategy = case.strategy
-    parallel = parallelise(SPECS[case.spec], strategy, torch.device("cpu"), seed=0, learning_rate=LEARNING_RATE)
-    if case.broken:
-        parallel = replace(parallel, module=parallel.stage)
-    where = layout.coordinates(strategy, dist.get_rank())
-    assert {axis: parallel.mesh.get_local_rank(axis) for axis in layout.ORDER} == where
-    recorder = Recorder(dist.get_rank(), torch.device("cpu"))
-    schedule = build_pipeline(parallel, recorder)
-    losses: list[float] = []
-    gradients: dict[str, Any] = {}
-    with loss_parallel() if strategy.tp > 1 else nullcontext():
-        for step in range(NUM_STEPS):
-            inputs, targets = (
-                torch.from_numpy(t) for t in batch(CORPUS, strategy, seed=0, step=step, dp_rank=parallel.dp_rank)
-            )
-            with recorder.step():
-                loss = run_step(parallel, schedule, (inputs, targets), recorder)
-                if step == 0:
-                    gradients = {n: whole(p.grad) for n, p in parallel.stage.named_parameters()}
-                update(parallel, recorder)
-            losses += [] if loss is None else [float(loss)]
-    passes = [f"{where['pp']}{row['pass']}{row['microbatch']}" for row in recorder.rows if row["microbatch"] >= 0]
-    return {"losses": losses, "gradients": gradients, "passes": passes[: len(passes) // NUM_STEPS]}
-
-
-def whole(gradient: Any) -> Any:
-    return (gradient.full_tensor() if isinstance(gradient, DTensor) else gradient).clone()
-
-
-def worst_gradient(mine: dict[str, Any], expected: dict[str, Any]) -> float:
-    """Return the largest error of a gradient, relative to the largest entry of its parameter.
-
-    Parameters whose gradient is zero but for rounding (key biases) are measured against the largest of all.
-    """
-    top = max(float(g.abs().max()) for g in expected.values())
-    return max(
-        float((g - expected[n]).abs().max()) / max(float(expected[n].abs().max()), 1e-3 * top)
-        for n, g in mine.items() if n in expected
-    )
-
-
-def work(rank: int, world: int, folder: Path, cases: list[Case], attempt: int) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store{world}.{attempt}", rank=rank, world_size=world)
-    expected = torch.load(folder / "expected.pt")
-    for case in cases:
-        mine = train(case)
-        error = worst_gradient(mine["gradients"], expected[case.spec, case.strategy.precision]["gradients"])
-        everyone: list[Any] = [None] * world
-        dist.all_gather_object(everyone, (mine["losses"], error, mine["passes"]))
-        if rank == 0:
-            keep(folder, world, case, {
-                "losses": np.mean([losses for losses, _, _ in everyone if losses], axis=0).tolist(),
-                "gradient_error": max(error for _, error, _ in everyone),
-                "passes": [passes for _, _, passes in everyone],
-            })
-    leave_group()
-
-
-def keep(folder: Path, world: int, case: Case, result: dict[str, Any]) -> None:
-    with (folder / f"results{world}.jsonl").open("a") as file:
-        file.write(json.dumps({case.name: result}) + "\n")
-
-
-def kept(folder: Path, world: int) -> dict[str, Any]:
-    path = folder / f"results{world}.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return {name: result for line in lines for name, result in json.loads(line).items()}
 
 
 @pytest.fixture(scope="module")
@@ -176,24 +106,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     finally:
         dist.destroy_process_group()
     return path
-
-
-def results_of(folder: Path, world: int, cases: list[Case], work: Callable[..., None] = work) -> dict[str, Any]:
-    """Return results by case; what is missing when a signal ends a rank is asked for once more, in fresh processes."""
-    for attempt in range(2):
-        missing = [case for case in cases if case.name not in kept(folder, world)]
-        if not missing:
-            break
-        try:
-            mp.spawn(work, args=(world, folder, missing, attempt), nprocs=world)
-        except mp.ProcessExitedException as e:
-            num_missing = len({case.name for case in cases} - set(kept(folder, world)))
-            if e.signal_name is None or (num_missing and attempt):
-                raise
-            warnings.warn(f"{e}; {num_missing} of {len(cases)} cases are missing", stacklevel=2)
-    results = kept(folder, world)
-    assert set(results) == {case.name for case in cases}
-    return results
 
 
 def fake(fault: str, rank: int, world: int, folder: Path, cases: list[Case], attempt: int) -> None:
@@ -251,9 +163,11 @@ def check(case: Case, result: dict[str, Any], folder: Path) -> None:
     assert off <= (1e-3 if half else 1e-4)
     assert result["gradient_error"] <= (1e-2 if half else 1e-5)
     if case.strategy.pp > 1:
-        table = build_schedule(case.strategy.schedule, case.strategy.pp, case.strategy.num_microbatches)
-        for rank, passes in enumerate(result["passes"]):
-            assert passes == [str(a) for a in table[layout.coordinates(case.strategy, rank)["pp"]]]
+        table = case.table or build_schedule(
+            *(getattr(case.strategy, f) for f in ("schedule", "pp", "num_microbatches", "chunks")))
+        for rank, ran in enumerate(result["passes"]):
+            row = table[layout.coordinates(case.strategy, rank)["pp"]]
+            assert ran == [str(a).replace("I", "B") for slot in row for a in passes(slot)]
 
 
 @pytest.mark.distributed

@@ -21,6 +21,7 @@ from executor.run import LOG_FILE, RUN_FILE, TIMELINE_FILE, Job, Run, job_as_dic
 from profiles.families.llama import llama_spec
 from profiles.files import BadInput
 from profiles.model import Experts
+from simulator.schedules import SCHEDULES, build_schedule, format_table, parse_table
 from simulator.software import Software
 from simulator.strategy import Strategy
 from simulator.timeline import COLUMNS
@@ -31,6 +32,7 @@ SPEC = llama_spec(
 )
 EXPERTS = replace(SPEC, family="mixtral", kinds=(replace(SPEC.kinds[0], ffn=Experts(num_experts=4, top_k=2, hidden=32)),))
 FUSED = Software(kernels="fused")
+ZBV: dict[str, Any] = {"pp": 2, "schedule": "ZBV", "chunks": 2}
 STRATEGY = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=2)
 
 
@@ -111,25 +113,58 @@ def test_job_faults(tmp_path: Path) -> None:
 def test_what_can_run_is_not_refused() -> None:
     for change in ({}, {"dp": 2, "zero": 3}, {"tp": 2}, {"pp": 2, "schedule": "GPipe"}, {"dp": 2, "zero": 1},
                    {"precision": "bf16", "dp": 2, "pp": 2, "tp": 2, "zero": 2}, {"software": FUSED},
-                   {"dp": 2, "zero": 3, "shard_group": 2}, {"recompute_share": 0.5}):
+                   {"dp": 2, "zero": 3, "shard_group": 2}, {"recompute_share": 0.5}, *(
+                       {"pp": 2, "schedule": name, "chunks": schedule.chunks or 2, "num_microbatches": 4, "dp": 2, "zero": 2,
+                        "recompute": "full"} for name, schedule in SCHEDULES.items()),
+                   {"dp": 2, "zero": 3, "pp": 2, "schedule": "Interleaved1F1B", "chunks": 2}, {"schedule": "ZBV"},
+                   {"zero": 3, "pp": 2, "schedule": "ZBH1"}, {"pp": 4, "num_microbatches": 4}):
         assert refusal(replace(STRATEGY, **change), SPEC, "cpu") is None
 
 
 @pytest.mark.parametrize(("change", "says"), [
     ({"cp": 2}, "context parallelism"), ({"ep": 2}, "expert parallelism"), ({"etp": 2}, "expert tensor parallelism"),
-    ({"chunks": 2}, "interleaved"), ({"schedule": "Interleaved1F1B"}, "schedule 'Interleaved1F1B'"),
+    ({"chunks": 2}, "chunks=2: without a pipeline (pp=1) a rank has one stage"),
+    ({"schedule": "Chimera"}, "schedule 'Chimera' is not known to the engine, which runs 1F1B, GPipe, Interleaved1F1B"),
+    ({"pp": 2, "chunks": 2}, "1F1B needs 1 chunk a rank (is 2)"), ({"pp": 2, "schedule": "ZBV"}, "ZBV needs 2 chunks"),
+    ({"pp": 2, "schedule": "DualPipeV", "chunks": 2}, "DualPipeV needs at least two micro-batches a rank"),
+    ({"pp": 2, "schedule": "LoopedBFS", "chunks": 3}, "pp=2 x 3 chunks = 6 stages: stage 3 gets none of the 2 layers of tiny"),
+    (ZBV | {"dp": 2, "zero": 3}, "zero=3: schedule ZBV splits backward, and torch loses gradients without an error"),
+    (ZBV | {"recompute": "selective"}, "recompute='selective': schedule ZBV splits backward"),
+    (ZBV | {"software": FUSED}, "kernels='fused': schedule ZBV splits backward"),
+    (ZBV | {"schedule": "DualPipeV", "num_microbatches": 4, "dp": 2, "zero": 3}, "zero=3: schedule DualPipeV splits backward"),
     ({"precision": "fp8"}, "precision 'fp8'"), ({"dp": 4, "shard_group": 2}, "shard_group=2"),
     ({"tp": 2, "sequence_parallel": False}, "sequence parallelism only"),
     ({"recompute": "full", "recompute_share": 0.5}, "recompute_share=0.5"),
     ({"zero": 1, "dp": 2, "tp": 2}, "ZeRO-1"), ({"zero": 1, "dp": 2, "precision": "bf16"}, "ZeRO-1"),
-    ({"pp": 4}, "pp=4 needs a layer for each stage, and tiny has 2"), ({"tp": 4}, "2 key-value heads"),
-    ({"seq_len": 128}, "longer than the 64 positions"), ({"schedule": "ZBV"}, "schedule 'ZBV'"),
+    ({"pp": 5}, "pp=5 x 1 chunks = 5 stages: stage 3 gets none"), ({"tp": 4}, "2 key-value heads"),
+    ({"seq_len": 128}, "longer than the 64 positions"),
     ({"software": FUSED, "recompute": "selective"}, "eager kernels"), ({"dp": 0}, "less than 1"),
     ({"dp": np.array([1, 2])}, "batch of 2"),
 ])
 def test_refusals_say_why(change: dict[str, Any], says: str) -> None:
     reason = refusal(replace(STRATEGY, **change), SPEC, "cpu")
     assert reason is not None and says in reason
+
+
+@pytest.mark.parametrize(("text", "change", "says"), [
+    ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1", {}, None),
+    ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1", {"pp": 3}, "pp=3, and the schedule table is for 2"),
+    ("0F0,1F0,1B0,0B0", {"pp": 1, "chunks": 2, "num_microbatches": 1}, "the schedule table has one rank"),
+    ("0F0,0F1,0B0,0B1\n1F0,1B0,1F1,1B1", {"num_microbatches": 4}, "num_microbatches=4, and the schedule table is for 2"),
+    ("0F0,1F0,1B0,0B0\n2F0,3F0,3B0,2B0", {"num_microbatches": 1}, "chunks=1, and the schedule table is for 2"),
+    ("0F0,0F1,0B1,0B0\n1F1,1F0,1I1,1I0,1W0,1W1", {}, r"through the last stage in the order [1, 0]; torch takes their losses"),
+    ("0F0,0F1,0B0,0B1\n1F0,1I0,1F1,1W0,1B1", {"dp": 2, "zero": 3}, "zero=3: the schedule table splits backward"),
+])
+def test_an_own_table_is_refused_where_torch_would_run_it_wrongly(text: str, change: dict[str, Any], says: str | None) -> None:
+    reason = refusal(replace(STRATEGY, **{"pp": 2} | change), SPEC, "cpu", parse_table(text))
+    assert reason is None if says is None else says in str(reason)
+
+
+def test_an_own_table_is_read_before_anything_starts(tmp_path: Path) -> None:
+    path = tmp_path / "table.csv"
+    path.write_text(format_table(build_schedule("ZBH1", 2, 2))[:-5])
+    with pytest.raises(BadInput, match=r"table.csv: 1W1 .*is missing"):
+        check_launch(job(tmp_path, strategy=replace(STRATEGY, pp=2), table=str(path)))
 
 
 def test_refusals_of_model_and_device() -> None:
@@ -190,17 +225,22 @@ def test_tail_leaves_out_what_torchrun_says_of_the_failure(tmp_path: Path) -> No
 
 @pytest.mark.distributed
 def test_launch_returns_what_it_wrote(tmp_path: Path) -> None:
+    """With the loss on the rank that also has the first stage, and the table read from a file."""
     pytest.importorskip("torch")
     lines: list[dict[str, Any]] = []
-    mine = job(tmp_path, strategy=replace(STRATEGY, pp=2))
+    table = build_schedule("ZBV", 2, 2, 2)
+    (tmp_path / "table.csv").write_text(format_table(table))
+    mine = job(tmp_path, strategy=replace(STRATEGY, pp=2, chunks=2), table=str(tmp_path / "table.csv"))
     run = launch(mine, lines.append)
     assert [line["step"] for line in lines] == list(range(5))
     assert [line["loss"] for line in lines] == pytest.approx(run.losses)
     assert run.losses[-1] < run.losses[0] and run.job == mine
     assert len(run.peak_memory_bytes) == 2 and min(run.peak_memory_bytes) > 0
-    rows = run.timeline[["rank", "op"]].value_counts()
-    for rank in range(2):
-        assert [rows[rank, op] for op in ("step", "optimizer", "forward", "backward")] == [5, 5, 10, 10]
+    rows = run.timeline[["rank", "op", "pass"]].value_counts()
+    for rank, own in enumerate(table):
+        assert [rows[rank, op, pass_] for op, pass_ in (("step", ""), ("optimizer", "U"))] == [5, 5]
+        for stage in {action.stage for action in own}:
+            assert [rows[rank, f"stage {stage}", pass_] for pass_ in "FBW"] == [10, 10, 10]
     assert (run.timeline["end_s"] >= run.timeline["start_s"]).all()
     again = read_run(mine.out)
     assert again.step_times_s == run.step_times_s and again.environment["backend"] == "gloo"
