@@ -133,7 +133,7 @@ def _pipeline(strategy: Strategy, model: ModelSpec, table: Table | None) -> Iter
         return
     elif why := SCHEDULES[strategy.schedule].reason(strategy.pp, strategy.num_microbatches, strategy.chunks):
         yield f"schedule: {why}"
-    stages = stage_parts(model, strategy.pp, strategy.chunks, strategy.software.layer_split)
+    stages = stage_parts(model, strategy.pp, strategy.chunks, strategy.split)
     if [] in stages:
         yield (f"pp={strategy.pp} x {strategy.chunks} chunks = {len(stages)} stages: stage {stages.index([])} gets none of the "
                f"{model.num_layers} layers of {model.name}")

@@ -119,7 +119,7 @@ def table_of(strategy: Strategy) -> Table:
 
 def build_stage(spec: ModelSpec, strategy: Strategy, index: int) -> Stage:
     """Return a stage of the model, on meta; layers are split as `simulator.layout.stage_parts` says."""
-    parts = layout.stage_parts(spec, int(strategy.pp), int(strategy.chunks), strategy.software.layer_split)
+    parts = layout.stage_parts(spec, int(strategy.pp), int(strategy.chunks), strategy.split)
     counts = [sum(num for part, num in stage if part not in NAMES) for stage in parts]
     end = list(accumulate(counts))[index]
     with torch.device("meta"):

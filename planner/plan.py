@@ -76,6 +76,7 @@ class StrategyFile(_Strict):
     software: Any = "torch"
     schedule: str = "1F1B"
     chunks: PositiveInt = 1
+    layers: str = Field(default="", pattern=r"^(\d+(-\d+)*)?$")
     micro_batch: PositiveInt = 1
     num_microbatches: PositiveInt = 1
     seq_len: PositiveInt

@@ -6,10 +6,11 @@ Every predicate takes a batch of strategies and returns where they are legal.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from planner.question import Question
 from profiles.model import (
@@ -22,18 +23,22 @@ from profiles.model import (
     StateSpace,
 )
 from profiles.ops import Num
-from simulator.layout import ORDER, order_of
+from simulator.layout import ORDER, order_of, ranks_per_node
 from simulator.schedules import SCHEDULES
 from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
-    """A legality rule: where a batch is legal, and why one strategy is not."""
+    """A legality rule: where a batch is legal, and why one strategy is not.
+
+    `of_pipe`: it asks for the schedule, its chunks or the layers of its stages.
+    """
 
     name: str
     holds: Callable[[Strategy, Question], Num]
     reason: Callable[[Strategy, Question], str]
+    of_pipe: bool = False
 
 
 def num_experts(model: ModelSpec) -> int:
@@ -127,6 +132,43 @@ def _no_table(s: Strategy, q: Question) -> str:
     return SCHEDULES[s.schedule].reason(*shape) + (f"; for this shape there are {others}" if others else "")
 
 
+def _holds_layers(s: Strategy, q: Question) -> Num:
+    p, v, layers = np.broadcast_arrays(s.pp, s.chunks, s.layers)
+    suits = layers == ""
+    for text in np.unique(layers[~suits]):
+        counts = [int(num) for num in str(text).split("-")]
+        whole = sum(counts) == q.model.num_layers and 0 not in counts[1:-1]
+        suits = suits | ((layers == text) & (p * v == len(counts)) & whole)
+    return suits
+
+
+def _no_layers(s: Strategy, q: Question) -> str:
+    counts = [int(num) for num in s.layers.split("-")]
+    return (f"layers {s.layers} are {sum(counts)} on {len(counts)} stages; {q.model.name} has {q.model.num_layers}, and pp {s.pp} "
+            f"x {s.chunks} chunks make {s.pp * s.chunks} stages, each but the ends with a layer")
+
+
+def _other_wires(s: Strategy, q: Question, orders: Sequence[str]) -> Num:
+    """Return where no order before this one puts as many members of each group in a node.
+
+    Where groups share links, two orders differ by their place on the network, too.
+    """
+    if not q.cluster.network.is_non_blocking:
+        return True
+    node = q.cluster.gpus_per_node
+
+    def wires(order: str) -> list[Num]:
+        laid = replace(s, order=order)
+        return [ranks_per_node(laid, axis, node) for axis in (*ORDER, "shard", "shard groups")]
+
+    own = wires(s.order)
+    other: Num = True
+    for earlier in orders[: orders.index(s.order)]:
+        other = other & ~np.logical_and.reduce(np.broadcast_arrays(
+            *(a == b for a, b in zip(own, wires(earlier), strict=True)), _whole_groups(replace(s, order=earlier), q)))
+    return other
+
+
 def _whole_groups(s: Strategy, q: Question) -> Num:
     order = order_of(s)
     plain = (np.asarray(s.ep) == 1) & (np.asarray(s.etp) == 1)
@@ -171,6 +213,7 @@ RULES: tuple[Rule, ...] = (
         name="pp has layers",
         holds=lambda s, q: (s.pp == 1) | (s.pp * s.chunks <= q.model.num_layers + 2 * (s.chunks > 1)),
         reason=lambda s, q: f"pp {s.pp} x {s.chunks} chunks is more than {q.model.num_layers} layers",
+        of_pipe=True,
     ),
     Rule(
         name="batch divides",
@@ -254,22 +297,53 @@ RULES: tuple[Rule, ...] = (
         name="chunks need a pipe",
         holds=lambda s, q: (np.asarray(s.chunks) == 1) | (np.asarray(s.pp) > 1),
         reason=lambda s, q: f"{s.chunks} chunks a stage need pp of 2 or more (is {s.pp})",
+        of_pipe=True,
+    ),
+    Rule(
+        name="stages hold the layers",
+        holds=_holds_layers,
+        reason=_no_layers,
+        of_pipe=True,
     ),
     Rule(
         name="the schedule has a table",
         holds=_has_table,
         reason=_no_table,
+        of_pipe=True,
     ),
 )
 MEMORY_RULE = "fits in memory"
 
 
-def legal(strategy: Strategy, question: Question) -> tuple[Num, Num]:
-    """Return where strategies are legal, and the index of the first rule that each breaks (-1 for none)."""
-    broken = np.full(len(strategy), -1)
-    for i, rule in reversed(list(enumerate(RULES))):
-        broken = np.where(np.broadcast_to(rule.holds(strategy, question), broken.shape), broken, i)
-    return broken < 0, broken
+def same_as_another(orders: Sequence[str]) -> tuple[Rule, ...]:
+    """Return rules for what a search leaves out because another strategy of its space is the same."""
+    return (
+        Rule(
+            name="hybrid groups are smaller than dp x cp",
+            holds=lambda s, q: (np.asarray(s.shard_group) == 0) | (np.asarray(s.shard_group) < s.replicas),
+            reason=lambda s, q: f"shard_group {s.shard_group} is all of dp x cp = {s.replicas}, the same as 0",
+        ),
+        Rule(
+            name="another order has other wires",
+            holds=lambda s, q: _other_wires(s, q, orders),
+            reason=lambda s, q: f"order {s.order} has as many members of each group in a node as an order before it",
+        ),
+    )
+
+
+def first_broken(
+    strategy: Strategy, question: Question, rules: Sequence[Rule] = RULES, shape: tuple[int, ...] | None = None
+) -> NDArray[np.int8]:
+    """Return the index of the first rule that each strategy breaks, -1 for none.
+
+    The fields of a batch are arrays of one length, or those of a grid, which broadcast to its `shape`.
+    """
+    broken = np.full((len(strategy),) if shape is None else shape, -1, dtype=np.int8)
+    for i, rule in reversed(list(enumerate(rules))):
+        holds = np.asarray(rule.holds(strategy, question), dtype=bool)
+        if not holds.all():
+            broken = np.where(holds, broken, np.int8(i))
+    return broken
 
 
 def illegal_reason(strategy: Strategy, question: Question) -> str | None:

@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
 
 from planner.predict import Prediction, predict_replayed
 from planner.question import Question
-from planner.rules import MEMORY_RULE, RULES, legal
-from planner.space import enumerate_space
-from profiles.cost import cost_model
+from planner.rules import MEMORY_RULE, RULES, Rule, first_broken, same_as_another
+from planner.space import Axes, Block, PipeChoice, blocks, flat, whole_space
+from profiles.cost import CostModel, cost_model
 from profiles.units import show
-from simulator.estimate import estimate
-from simulator.memory import Memory, peak_memory
-from simulator.strategy import Strategy
-from simulator.workload import build_workload
+from simulator.estimate import estimate_pipe
+from simulator.memory import peak_memory
+from simulator.pricing import Prices, price
+from simulator.stages import StageSeconds
+from simulator.strategy import Strategy, by_pipe
+from simulator.workload import Workload, build_workload, pick_workload
 
 NUM_REPLAYED = 24
 """How many of the best closed-form estimates are replayed; closed form and replay differ by a few per cent."""
+NUM_OF_EACH = 2
+"""How many of each schedule are, at the least: their closed forms are off by different amounts."""
 NUM_RUNNERS_UP = 5
 NUM_REJECTED_SHOWN = 20
 ENGINE_RULE = "the engine runs it"
+BATCH = 8192
+"""Strategies priced at once: their arrays stay in a core's cache."""
+CELL_RULES = tuple(rule for rule in RULES if not rule.of_pipe)
+PIPE_RULES = tuple(rule for rule in RULES if rule.of_pipe)
+
+Refuse = Callable[[Strategy], str | None]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,8 +49,10 @@ class Rejected:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:
-    """What a search found; `best` is None where nothing fits."""
+    """What a search found; `best` is None where nothing fits. `question` is the one that `best` answers."""
 
+    question: Question
+    axes: Axes
     best: Prediction | None
     runners_up: tuple[Prediction, ...]
     strategies_total: int
@@ -49,89 +62,198 @@ class Found:
     search_seconds: float
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A strategy that fits, with its closed-form seconds per sequence and its bytes."""
+
+    seconds: float
+    peak_bytes: float
+    question: Question
+    strategy: Strategy
+
+
 def search(
-    question: Question,
-    refuse: Callable[[Strategy], str | None] | None = None,
-    on_progress: Callable[[float], None] | None = None,
+    question: Question, refuse: Refuse | None = None, on_progress: Callable[[float], None] | None = None,
+    axes: Axes | None = None,
 ) -> Found:
     """Return the fastest strategy that is legal and fits, its runners-up, and why the others lost.
 
-    `refuse` says in one sentence why an engine cannot run a strategy; it is asked of legal ones only.
+    `refuse` says in one sentence why an engine cannot run a strategy; it is asked of legal ones only. `axes` is what is
+    searched (`whole_space` where it is not given).
     """
     started = time.perf_counter()
     tell = on_progress or (lambda share: None)
-    space = enumerate_space(question)
-    is_legal, broken = legal(space, question)
-    pool = space.pick(np.flatnonzero(is_legal))
-    refused = _refused(pool, refuse)
-    runnable = pool.pick(np.flatnonzero(np.array([r is None for r in refused], dtype=bool)))
-    tell(0.1)
-    counts = {rule.name: int((broken == i).sum()) for i, rule in enumerate(RULES)}
-    counts[ENGINE_RULE] = len(refused) - _size(runnable)
-    if _size(runnable) == 0:
-        examples = _examples(question, space, broken, pool, refused, runnable, None, np.zeros(0))
-        return _found(None, (), space, 0, counts, examples, started)
-    cost = cost_model(question.cluster)
-    workload = build_workload(question.model, runnable)
-    step_s = np.broadcast_to(estimate(workload, cost).step_time_s, (_size(runnable),))
-    memory = peak_memory(workload, question.cluster.accelerator)
-    fits = np.broadcast_to(memory.fits, step_s.shape)
-    counts[MEMORY_RULE] = int((~fits).sum())
-    tell(0.5)
-    order = np.flatnonzero(fits)[np.argsort(step_s[fits], kind="stable")][:NUM_REPLAYED]
-    replayed: list[Prediction] = []
-    for i in order:
-        replayed.append(predict_replayed(question, runnable.pick(int(i)), cost)[0])
-        tell(0.5 + 0.5 * len(replayed) / len(order))
-    ranked = sorted(replayed, key=lambda p: (p.step_time_s, p.peak_memory_bytes))
-    examples = _examples(question, space, broken, pool, refused, runnable, memory, step_s)
-    return _found(ranked[0] if ranked else None, tuple(ranked[1 : 1 + NUM_RUNNERS_UP]), space, _size(runnable), counts,
-                  examples, started)
-
-
-def _size(batch: Strategy) -> int:
-    return int(np.size(batch.tp))
-
-
-def _refused(pool: Strategy, refuse: Callable[[Strategy], str | None] | None) -> list[str | None]:
-    if refuse is None:
-        return [None] * _size(pool)
-    return [refuse(pool.pick(i)) for i in range(_size(pool))]
-
-
-def _found(
-    best: Prediction | None, runners_up: tuple[Prediction, ...], space: Strategy, priced: int, counts: dict[str, int],
-    examples: tuple[Rejected, ...], started: float,
-) -> Found:
+    axes = axes or whole_space(question)
+    tally = _Tally(axes, refuse, cost_model(question.cluster))
+    parts = list(blocks(question, axes))
+    total, done = sum(block.size for block in parts), 0
+    for block in parts:
+        tally.add(block)
+        done += block.size
+        tell(0.9 * done / total)
+    ranked: list[tuple[Prediction, Question]] = []
+    chosen = tally.chosen()
+    for candidate in chosen:
+        ranked.append((predict_replayed(candidate.question, candidate.strategy, tally.cost)[0], candidate.question))
+        tell(0.9 + 0.1 * len(ranked) / len(chosen))
+    ranked.sort(key=lambda p: (p[0].step_time_s / p[0].strategy.global_batch, p[0].peak_memory_bytes))
     return Found(
-        best=best, runners_up=runners_up, strategies_total=_size(space), strategies_priced=priced,
-        rejected={rule: count for rule, count in counts.items() if count}, rejected_examples=examples,
-        search_seconds=time.perf_counter() - started,
+        question=ranked[0][1] if ranked else question, axes=axes, best=ranked[0][0] if ranked else None,
+        runners_up=tuple(p for p, _ in ranked[1 : 1 + NUM_RUNNERS_UP]), strategies_total=total,
+        strategies_priced=tally.priced, rejected={rule: num for rule, num in tally.counts.items() if num},
+        rejected_examples=tally.examples(question), search_seconds=time.perf_counter() - started,
     )
 
 
-def _examples(
-    question: Question, space: Strategy, broken: NDArray[np.int64], pool: Strategy, refused: list[str | None],
-    runnable: Strategy, memory: Memory | None, step_s: NDArray[np.float64],
-) -> tuple[Rejected, ...]:
-    """Return the first rejected strategies, rule by rule in turn; those that do not fit come fastest first."""
-    by_rule: list[list[Rejected]] = []
-    if memory is not None:
-        short = np.flatnonzero(~np.broadcast_to(memory.fits, step_s.shape))
-        short = short[np.argsort(step_s[short], kind="stable")][:NUM_REJECTED_SHOWN]
-        peaks = np.broadcast_to(memory.peak_bytes, step_s.shape)
-        title = question.cluster.accelerator.title
-        by_rule.append([
-            Rejected(strategy=runnable.pick(int(i)), rule=MEMORY_RULE, reason=(
-                f"needs {show(peaks[i], 'bytes')}, {show(memory.usable_bytes, 'bytes')} usable on {title}"
-            )) for i in short
-        ])
-    engine = [i for i, reason in enumerate(refused) if reason is not None][:NUM_REJECTED_SHOWN]
-    by_rule.append([Rejected(strategy=pool.pick(i), rule=ENGINE_RULE, reason=str(refused[i])) for i in engine])
-    for number, rule in enumerate(RULES):
-        first = np.flatnonzero(broken == number)[:NUM_REJECTED_SHOWN]
-        strategies = [space.pick(int(i)) for i in first]
-        by_rule.append([Rejected(strategy=s, rule=rule.name, reason=rule.reason(s, question)) for s in strategies])
-    turns = max((len(rows) for rows in by_rule), default=0)
-    in_turn = [rows[i] for i in range(turns) for rows in by_rule if i < len(rows)]
-    return tuple(in_turn[:NUM_REJECTED_SHOWN])
+class _Tally:
+    """Prices blocks, keeps the best and counts why others are out."""
+
+    def __init__(self, axes: Axes, refuse: Refuse | None, cost: CostModel) -> None:
+        self.refuse, self.cost = refuse, cost
+        self.rules = (*CELL_RULES, *same_as_another(axes["order"]))
+        self.counts: Counter[str] = Counter()
+        self.priced = 0
+        self.best: dict[str, list[Candidate]] = {}
+        self.short: list[Candidate] = []
+        self.rejected: dict[str, list[Rejected]] = {}
+
+    def add(self, block: Block) -> None:
+        """Price what is legal in a block."""
+        question = block.question
+        broken = first_broken(block.grid, question, self.rules, block.shape)
+        for i, rule in enumerate(self.rules):
+            where = np.argwhere(broken == i)
+            self.counts[rule.name] += len(where) * len(block.pipes)
+            if len(where):
+                one = flat(block.grid, block.shape, tuple(where[:1].T)).pick(0)
+                self._reject(rule.name, _with(one, block.pipes[0]), rule.reason(_with(one, block.pipes[0]), question))
+        where = np.nonzero(broken < 0)
+        cells = flat(block.grid, block.shape, where)
+        for begin in range(0, len(where[0]), BATCH):
+            self._add_cells(question, cells.pick(np.arange(begin, min(begin + BATCH, len(where[0])))), block.pipes)
+
+    def _add_cells(self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...]) -> None:
+        legal = self._legal(question, cells, pipes)
+        wanted = legal.any(axis=0)
+        if not wanted.any():
+            return
+        cells, legal = cells.pick(np.flatnonzero(wanted)), legal[:, wanted]
+        self.priced += int(legal.sum())
+        workload = build_workload(question.model, cells)
+        peaks = self._peaks(workload, pipes, legal)
+        usable = question.cluster.accelerator.memory_bytes
+        fits = legal & (peaks <= usable)
+        self.counts[MEMORY_RULE] += int(legal.sum() - fits.sum())
+        self._keep_short(question, cells, pipes, np.where(fits, np.inf, peaks))
+        wanted = fits.any(axis=0)
+        if not wanted.any():
+            return
+        where = np.flatnonzero(wanted)
+        workload, fits, peaks = pick_workload(workload, where), fits[:, wanted], peaks[:, wanted]
+        for choice, seconds in _estimates(workload, self.cost, pipes, fits):
+            self._keep(question, workload.strategy, pipes[choice], seconds, peaks[choice])
+
+    def _legal(self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...]) -> NDArray[np.bool_]:
+        """Return where cells are legal with each pipe, [pipe, cell]."""
+        legal = np.zeros((len(pipes), len(cells)), dtype=bool)
+        for row, pipe in zip(legal, pipes, strict=True):
+            piped = _with(cells, pipe)
+            broken = first_broken(piped, question, PIPE_RULES)
+            for i, rule in enumerate(PIPE_RULES):
+                self._count(rule, question, piped, np.flatnonzero(broken == i))
+            row[:] = broken < 0
+            if self.refuse is None:
+                continue
+            for i in np.flatnonzero(row):
+                one = piped.pick(int(i))
+                if reason := self.refuse(one):
+                    row[i] = False
+                    self.counts[ENGINE_RULE] += 1
+                    self._reject(ENGINE_RULE, one, reason)
+        return legal
+
+    def _peaks(self, workload: Workload, pipes: tuple[PipeChoice, ...], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
+        """Return the peak bytes of cells with each pipe, infinite where they are not legal."""
+        peaks = np.full(legal.shape, np.inf)
+        for row, pipe, where in zip(peaks, pipes, legal, strict=True):
+            if where.any():
+                some = workload if where.all() else pick_workload(workload, np.flatnonzero(where))
+                piped = replace(some, strategy=_with(some.strategy, pipe))
+                row[where] = peak_memory(piped, self.cost.cluster.accelerator).peak_bytes
+        return peaks
+
+    def _count(self, rule: Rule, question: Question, batch: Strategy, where: NDArray[np.int64]) -> None:
+        self.counts[rule.name] += len(where)
+        if len(where):
+            one = batch.pick(int(where[0]))
+            self._reject(rule.name, one, rule.reason(one, question))
+
+    def _reject(self, rule: str, strategy: Strategy, reason: str) -> None:
+        known = self.rejected.setdefault(rule, [])
+        if len(known) < NUM_REJECTED_SHOWN:
+            known.append(Rejected(strategy=strategy, rule=rule, reason=reason))
+
+    def _keep(
+        self, question: Question, cells: Strategy, pipe: PipeChoice, seconds: NDArray[np.float64], peaks: NDArray[np.float64]
+    ) -> None:
+        known = self.best.setdefault(pipe.schedule, [])
+        batch = question.global_batch
+        worst = known[-1].seconds if len(known) == NUM_REPLAYED else np.inf
+        order = np.argsort(seconds, kind="stable")[:NUM_REPLAYED]
+        new = [
+            Candidate(seconds=float(seconds[i] / batch), peak_bytes=float(peaks[i]), question=question,
+                      strategy=_with(cells.pick(int(i)), pipe)) for i in order if seconds[i] / batch < worst
+        ]
+        if new:
+            self.best[pipe.schedule] = sorted([*known, *new], key=lambda c: (c.seconds, c.peak_bytes))[:NUM_REPLAYED]
+
+    def _keep_short(
+        self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...], peaks: NDArray[np.float64]
+    ) -> None:
+        """Keep what comes nearest to fitting."""
+        worst = self.short[-1].peak_bytes if len(self.short) == NUM_REJECTED_SHOWN else np.inf
+        order = np.argsort(peaks, axis=None, kind="stable")[:NUM_REJECTED_SHOWN]
+        new = [
+            Candidate(seconds=np.nan, peak_bytes=float(peaks[i, j]), question=question,
+                      strategy=_with(cells.pick(int(j)), pipes[i]))
+            for i, j in zip(*np.unravel_index(order, peaks.shape), strict=True) if peaks[i, j] < worst
+        ]
+        self.short = sorted([*self.short, *new], key=lambda c: c.peak_bytes)[:NUM_REJECTED_SHOWN]
+
+    def chosen(self) -> list[Candidate]:
+        """Return what is replayed: the best of all, and some of each schedule."""
+        best = sorted((c for some in self.best.values() for c in some), key=lambda c: (c.seconds, c.peak_bytes))
+        first = best[:NUM_REPLAYED]
+        return first + [c for some in self.best.values() for c in some[:NUM_OF_EACH] if not any(c is other for other in first)]
+
+    def examples(self, question: Question) -> tuple[Rejected, ...]:
+        """Return rejected strategies, rule by rule in turn; of those that do not fit the ones that need least."""
+        usable, title = question.cluster.accelerator.memory_bytes, question.cluster.accelerator.title
+        short = [
+            Rejected(strategy=c.strategy, rule=MEMORY_RULE, reason=(
+                f"needs {show(c.peak_bytes, 'bytes')}, {show(usable, 'bytes')} usable on {title}")) for c in self.short
+        ]
+        by_rule = [short, *self.rejected.values()]
+        turns = max((len(rows) for rows in by_rule), default=0)
+        return tuple([rows[i] for i in range(turns) for rows in by_rule if i < len(rows)][:NUM_REJECTED_SHOWN])
+
+
+def _with(cells: Strategy, pipe: PipeChoice) -> Strategy:
+    return replace(cells, schedule=pipe.schedule, chunks=pipe.chunks, layers=pipe.layers)
+
+
+def _estimates(
+    workload: Workload, cost: CostModel, pipes: tuple[PipeChoice, ...], fits: NDArray[np.bool_]
+) -> Iterator[tuple[int, NDArray[np.float64]]]:
+    """Return the step's seconds of cells with each pipe, infinite where they do not fit; kinds of stages are priced once."""
+    prices: dict[bool, Prices] = {}
+    stages: dict[bool, dict[object, StageSeconds]] = {False: {}, True: {}}
+    for i, pipe in enumerate(pipes):
+        if not fits[i].any():
+            continue
+        piped = replace(workload, strategy=_with(workload.strategy, pipe))
+        split = bool(np.any(piped.strategy.splits_backward))
+        if split not in prices:
+            prices[split] = price(piped, cost)
+        step = estimate_pipe(piped, prices[split], by_pipe(piped.strategy)[0], cost, stages[split]).step_time_s
+        yield i, np.where(fits[i], step, np.inf)

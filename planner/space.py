@@ -1,14 +1,71 @@
-"""The space of strategies, as one batch of arrays: every combination, legal or not."""
+"""The space of strategies: the values of every axis, and their combinations in blocks of arrays, legal or not.
+
+A block has one pp and one of everything that a batch has one of; its `grid` holds the combinations of the other axes,
+each of which meets each of its `pipes`: a schedule, with chunks and a split of the layers.
+"""
 
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
 from planner.question import Question
 from planner.rules import num_experts
-from simulator.strategy import RECOMPUTE, Strategy
+from profiles.files import BadInput
+from simulator.layout import ORDER, ORDERS, check_order, stage_parts
+from simulator.schedules import SCHEDULES
+from simulator.strategy import CONTEXT, PRECISIONS, RECOMPUTE, Strategy
+
+Axes = dict[str, tuple[Any, ...]]
+"""What is searched: axis -> its values."""
+
+AXES = {
+    "tp": "tensor-parallel degrees", "cp": "context-parallel degrees", "pp": "pipeline-parallel degrees",
+    "ep": "expert-parallel degrees", "etp": "tensor-parallel degrees inside an expert",
+    "zero": "ZeRO levels, with the ranks of a hybrid group behind a colon (3:8)",
+    "recompute": "recomputation, with the share of layers behind a colon (full:0.5)",
+    "micro_batch": "sequences of a micro-batch", "schedule": "pipeline schedules", "chunks": "chunks of layers a pipeline rank",
+    "fewer": "layers that the first and the last stage have less than an even split (0/0, 1/1)",
+    "context": "how keys reach other cp ranks", "order": "axes on the machine, innermost first",
+    "global_batch": "sequences of a step", "precision": "what is computed in",
+}
+"""Axis -> what its values are."""
+SHARES = (0.25, 0.5, 0.75)
+"""Shares of the layers that full recomputation is tried on, beside all."""
+FEWER = ((0, 0), (0, 1), (1, 1))
+MOST_CHUNKS = 16
+SHORTEST_PIECE = 4096
+"""Tokens of a sequence that a cp rank holds at the least in the brief space."""
+GROUP_STEP = 4
+"""Hybrid groups larger than a node are tried in these steps."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PipeChoice:
+    """How a pipeline runs: a schedule with chunks, and the layers of each stage (empty: as the software splits them)."""
+
+    schedule: str
+    chunks: int
+    layers: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Block:
+    """A part of the space: the question that it answers, a grid whose fields broadcast, and the pipes of its pp."""
+
+    question: Question
+    grid: Strategy
+    shape: tuple[int, ...]
+    pipes: tuple[PipeChoice, ...]
+
+    @property
+    def size(self) -> int:
+        """Return how many strategies it holds."""
+        return int(np.prod(self.shape)) * len(self.pipes)
 
 
 def divisors(n: int) -> list[int]:
@@ -17,30 +74,156 @@ def divisors(n: int) -> list[int]:
     return sorted({*small, *(n // d for d in small)})
 
 
-def enumerate_space(question: Question) -> Strategy:
-    """Return every dp x tp x pp that gives the accelerators, with every expert-parallel degree of a mixture of
-    experts, every ZeRO level, recomputation, schedule and micro-batch that divides the global batch."""
+def whole_space(question: Question) -> Axes:
+    """Return every axis with all its values, where these are finite; else those that people use."""
+    cluster, experts = question.cluster, num_experts(question.model)
+    num, node = cluster.num_gpus, min(cluster.gpus_per_node, cluster.num_gpus)
+    degrees = tuple(divisors(num))
+    groups = [d for d in divisors(node) if d > 1]
+    while groups and groups[-1] * GROUP_STEP < num:
+        groups.append(groups[-1] * GROUP_STEP)
+    return {
+        "tp": degrees, "cp": degrees, "pp": degrees, "ep": tuple(divisors(experts)) if experts else (1,),
+        "etp": tuple(divisors(node)) if experts else (1,),
+        "zero": (*((level, 0) for level in range(4)), *((level, group) for level in (1, 2, 3) for group in groups)),
+        "recompute": (*((name, 1.0) for name in RECOMPUTE), *(("full", share) for share in SHARES)),
+        "micro_batch": tuple(divisors(question.global_batch)), "schedule": tuple(SCHEDULES),
+        "chunks": tuple(range(1, MOST_CHUNKS + 1)), "fewer": FEWER, "context": CONTEXT,
+        "order": ("", *ORDERS),
+        "global_batch": (question.global_batch,), "precision": (question.precision,),
+    }
+
+
+def brief_space(question: Question) -> Axes:
+    """Return a space of what most runs use, some hundred times smaller: for questions that search many times over."""
+    whole = whole_space(question)
+    return whole | {
+        "zero": tuple((level, 0) for level in range(4)), "recompute": tuple((name, 1.0) for name in RECOMPUTE),
+        "schedule": ("1F1B", "Interleaved1F1B"), "chunks": tuple(c for c in whole["chunks"] if c in (1, 2, 4, 8)),
+        "fewer": FEWER[:1], "context": CONTEXT[:1], "order": ("",),
+        "cp": tuple(c for c in whole["cp"] if c == 1 or question.seq_len // c >= SHORTEST_PIECE),
+        "etp": (1,),
+    }
+
+
+def narrowed(axes: Axes, given: list[str], question: Question) -> Axes:
+    """Return a space in which some axes have the values of texts like 'tp=1,2,4', or the fault as a `BadInput`."""
+    found = dict(axes)
+    for text in given:
+        name, equals, values = text.partition("=")
+        if name not in AXES:
+            raise BadInput(f"search: {name!r} is no axis; they are {', '.join(AXES)}")
+        if not equals or not values:
+            raise BadInput(f"search: {text!r} names no values; write it like '{name}=" + ",".join(map(_text, axes[name][:3])) + "'")
+        found[name] = tuple(dict.fromkeys(_value(name, value) for value in values.split(",")))
+    if found["global_batch"] != axes["global_batch"] and found["micro_batch"] == axes["micro_batch"]:
+        found["micro_batch"] = tuple(sorted({d for batch in found["global_batch"] for d in divisors(batch)}))
+    return found
+
+
+def blocks(question: Question, axes: Axes) -> Iterator[Block]:
+    """Return the space part by part."""
     num = question.cluster.num_gpus
-    degrees = [
-        (tp, pp, schedule)
-        for tp, pp in itertools.product(divisors(num), repeat=2) if num % (tp * pp) == 0
-        for schedule in (PLANNED_SCHEDULES if pp > 1 else PLANNED_SCHEDULES[:1])
-    ]
-    experts = num_experts(question.model)
-    rows = list(itertools.product(
-        degrees, divisors(experts) if experts else [1], range(4), RECOMPUTE, divisors(question.global_batch)
-    ))
-    tp, pp, ep = (np.array(column) for column in ([r[0][0] for r in rows], [r[0][1] for r in rows], [r[1] for r in rows]))
-    dp = num // (tp * pp)
-    micro_batch = np.array([r[4] for r in rows])
-    return Strategy(
-        dp=dp, tp=tp, pp=pp, ep=ep, zero=np.array([r[2] for r in rows]), recompute=np.array([r[3] for r in rows]),
-        schedule=np.array([r[0][2] for r in rows]), micro_batch=micro_batch,
-        num_microbatches=np.maximum(1, question.global_batch // (dp * micro_batch)), seq_len=question.seq_len,
-        precision=question.precision, lora_rank=question.lora_rank, lora_targets=question.lora_targets,
-        software=question.software,
-    )
+    for precision, batch, order, context in itertools.product(*(axes[a] for a in ("precision", "global_batch", "order", "context"))):
+        asked = replace(question, precision=precision, global_batch=batch)
+        for pp in axes["pp"]:
+            # only ring says what cp of 1 does
+            degrees = [(tp, cp) for tp, cp in itertools.product(axes["tp"], axes["cp"])
+                       if num % (tp * cp * pp) == 0 and (cp > 1 or context == axes["context"][0])]
+            if num % pp or not degrees:
+                continue
+            columns = (degrees, list(itertools.product(axes["ep"], axes["etp"])), axes["zero"], axes["recompute"],
+                       axes["micro_batch"])
+            (tp, cp), (ep, etp), (zero, group), (recompute, share), (micro_batch,) = (
+                _along(at, values, len(columns)) for at, values in enumerate(columns))
+            dp = num // (tp * cp * pp)
+            grid = Strategy(
+                dp=dp, tp=tp, cp=cp, pp=pp, ep=ep, etp=etp, zero=zero, shard_group=group, recompute=recompute,
+                recompute_share=share, micro_batch=micro_batch, num_microbatches=np.maximum(1, batch // (dp * micro_batch)),
+                context=context, order=order, precision=precision, seq_len=asked.seq_len, lora_rank=asked.lora_rank,
+                lora_targets=asked.lora_targets, software=asked.software,
+            )
+            if pipes := tuple(_pipes(asked, pp, axes)):
+                yield Block(question=asked, grid=grid, shape=tuple(map(len, columns)), pipes=pipes)
 
 
-PLANNED_SCHEDULES = ("1F1B", "GPipe")
-"""Schedules that are searched; others are priced where they are given."""
+def flat(grid: Strategy, shape: tuple[int, ...], where: Any) -> Strategy:
+    """Return those strategies of a grid that are marked in an array of its shape, in a row."""
+    def of(value: Any) -> Any:
+        return np.broadcast_to(value, shape)[where] if np.ndim(value) else value
+
+    names = (f for f in ("dp", "tp", "cp", "ep", "etp", "zero", "shard_group", "recompute", "recompute_share", "micro_batch",
+                         "num_microbatches"))
+    return replace(grid, **{name: of(getattr(grid, name)) for name in names})
+
+
+def _along(axis: int, values: Any, num_axes: int) -> list[Any]:
+    """Return each column of a list of values (or of tuples) as an array along one of so many axes."""
+    rows = [value if isinstance(value, tuple) else (value,) for value in values]
+    shape = tuple(len(rows) if i == axis else 1 for i in range(num_axes))
+    return [np.array(column).reshape(shape) for column in zip(*rows, strict=True)]
+
+
+def _pipes(question: Question, pp: int, axes: Axes) -> Iterator[PipeChoice]:
+    """Return every schedule with every number of chunks that it may have and every split of the layers, none twice."""
+    if pp == 1:
+        yield PipeChoice(schedule=axes["schedule"][0] if len(axes["schedule"]) == 1 else "1F1B", chunks=1, layers="")
+        return
+    model, way = question.model, question.software.layer_split
+    for schedule, chunks in itertools.product(axes["schedule"], axes["chunks"]):
+        known = SCHEDULES[schedule].chunks
+        if chunks != known if known else chunks == 1:
+            continue
+        if pp * chunks > model.num_layers + 2 * (chunks > 1):
+            continue
+        even = [sum(num for part, num in parts if part not in ("embedding", "head", "mtp"))
+                for parts in stage_parts(model, pp, chunks, way)]
+        seen = {tuple(even)}
+        for fewer in axes["fewer"]:
+            counts = _with_fewer(even, *fewer)
+            if fewer == (0, 0):
+                yield PipeChoice(schedule=schedule, chunks=chunks, layers="")
+            elif counts and tuple(counts) not in seen:
+                seen.add(tuple(counts))
+                yield PipeChoice(schedule=schedule, chunks=chunks, layers="-".join(map(str, counts)))
+
+
+def _with_fewer(even: list[int], first: int, last: int) -> list[int]:
+    """Return the layers of stages of which the ends give up some, which the others take in turn; nothing where they cannot."""
+    base, extra = divmod(sum(even), len(even))
+    ends = base - first, base - last
+    others = len(even) - 2
+    if others < 1 or min(ends) < 0:
+        return []
+    each, more = divmod(sum(even) - sum(ends), others)
+    return [ends[0], *(each + (i < more) for i in range(others)), ends[1]]
+
+
+def _text(value: Any) -> str:
+    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+
+
+def _value(axis: str, text: str) -> Any:
+    """Return a value of an axis from its text."""
+    words = {"schedule": tuple(SCHEDULES), "context": CONTEXT, "precision": PRECISIONS}
+    try:
+        if axis in words:
+            if text not in words[axis]:
+                raise BadInput(f"search: {axis} {text!r} is not known; known are {', '.join(words[axis])}")
+            return text
+        if axis == "order":
+            return "" if check_order(text) == "-".join(ORDER) else text
+        if axis == "zero":
+            level, _, group = text.partition(":")
+            return int(level), int(group or 0)
+        if axis == "recompute":
+            name, _, share = text.partition(":")
+            if name not in RECOMPUTE:
+                raise BadInput(f"search: recompute {name!r} is not known; known are {', '.join(RECOMPUTE)}")
+            return name, float(share or 1)
+        if axis == "fewer":
+            first, _, last = text.partition("/")
+            return int(first), int(last or 0)
+        return int(text)
+    except ValueError:
+        raise BadInput(f"search: {axis}: {text!r} is no value of {AXES[axis]}") from None

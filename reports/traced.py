@@ -80,7 +80,7 @@ def kernel_seconds(workload: Workload, cost: CostModel, stage: int) -> dict[tupl
     strategy = workload.strategy
     cost = as_run(cost, strategy.software)
     seconds: dict[tuple[str, str], float] = {}
-    split, schedule = strategy.software.layer_split, str(strategy.schedule)
+    split, schedule = strategy.split, str(strategy.schedule)
     for name, num in rank_parts(workload.model, int(strategy.pp), int(strategy.chunks), split, schedule)[stage]:
         part = workload.parts[name]
         times = num * int(strategy.num_microbatches)

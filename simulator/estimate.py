@@ -79,11 +79,11 @@ def estimate(workload: Workload, cost: CostModel) -> Estimate:
     strategy, prices = workload.strategy, price(workload, cost)
     pipes = by_pipe(strategy)
     if len(pipes) == 1:
-        return _estimate_pipes(workload, prices, pipes[0], cost)
+        return estimate_pipe(workload, prices, pipes[0], cost)
     results: dict[str, Num] = {}
     for pipe in pipes:
         some = replace(workload, strategy=strategy.pick(pipe.where))
-        part = _estimate_pipes(some, prices.pick(pipe.where), pipe, cost)
+        part = estimate_pipe(some, prices.pick(pipe.where), pipe, cost)
         for name, value in (("step_time_s", part.step_time_s), ("p10_s", part.p10_s), ("p90_s", part.p90_s),
                             *part.breakdown_s.items()):
             results.setdefault(name, np.zeros(len(strategy)))[pipe.where] = value
@@ -93,12 +93,20 @@ def estimate(workload: Workload, cost: CostModel) -> Estimate:
     )
 
 
-def _estimate_pipes(workload: Workload, prices: Prices, pipe: Pipe, cost: CostModel) -> Estimate:
-    """Return the step of strategies that cut the model into the same stages, under one schedule."""
+def estimate_pipe(
+    workload: Workload, prices: Prices, pipe: Pipe, cost: CostModel, known: dict[object, StageSeconds] | None = None
+) -> Estimate:
+    """Return the step of strategies that cut the model into the same stages, under one schedule.
+
+    `known` keeps the seconds of stages by their parts, for other pipes of the same strategies and prices.
+    """
     strategy, pp, chunks = workload.strategy, pipe.pp, pipe.chunks
     m = np.asarray(strategy.num_microbatches)
-    stages = [tuple(s) for s in stage_parts(workload.model, pp, chunks, strategy.software.layer_split)]
-    each = {s: stage_seconds(prices, strategy, list(s)) for s in dict.fromkeys(stages)}
+    stages = [tuple(s) for s in stage_parts(workload.model, pp, chunks, pipe.split)]
+    each = {} if known is None else known
+    for s in dict.fromkeys(stages):
+        if s not in each:
+            each[s] = stage_seconds(prices, strategy, list(s))
     places = [tuple(stages[s] for s in rank_stages(pipe.schedule, rank, pp, chunks)) for rank in range(pp)]
     priced = {place: _rank_seconds([each[s] for s in place]) for place in dict.fromkeys(places)}
     first, distinct = priced[places[0]], list(priced.values())
@@ -130,7 +138,6 @@ def _estimate_pipes(workload: Workload, prices: Prices, pipe: Pipe, cost: CostMo
     fixed = strategy.software.step_s
     share = bubble_share(pipe.schedule, busiest.forward_s, busiest.backward_s, busiest.weight_s)
     overlapped = _overlapped_s(pipe, m, busiest, prices.beside)
-    # a pipe fills with forwards of its first chunk, and empties with backwards of it
     # a pipe fills with forwards of its first chunk, and empties with backwards of it
     first_chunk = sum(passes(each[s]) for s in stages[:pp]) - slowest / chunks
     filling = np.maximum((through - slowest) / chunks, first_chunk) * share

@@ -7,7 +7,7 @@ mesh is built from this file.
 
 from __future__ import annotations
 
-from itertools import groupby
+from itertools import groupby, permutations
 from typing import Any
 
 import numpy as np
@@ -23,6 +23,8 @@ from simulator.strategy import Strategy
 
 ORDER = ("tp", "cp", "dp", "pp")
 """Axes from the innermost (neighbouring ranks) to the outermost, where the strategy does not say."""
+ORDERS = tuple("-".join(order) for order in permutations(ORDER) if order != ORDER)
+"""All others, as a strategy names them."""
 
 
 def order_of(strategy: Strategy) -> tuple[str, ...]:
@@ -119,7 +121,8 @@ def stage_layers(num_layers: int, stages: int) -> list[int]:
 def stage_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even") -> list[list[tuple[Part, int]]]:
     """Return the parts of each virtual stage in forward order, runs of like ones counted; the schedule places stages.
 
-    Layers are spread by `Software.layer_split`: evenly, with what is left over on the last stages (late), or by cost.
+    Layers are spread by `split`: as `Strategy.layers` says ('7-8-8-7'), or in the way of `Software.layer_split`: evenly, with
+    what is left over on the last stages (late), or by cost.
     Spread evenly, what the last stage does beside its layers where further tokens are predicted (`tail_layers`) counts as
     layers, as in Megatron's published layouts for DeepSeek-V3 (`Et*4|(t*4|)*14tmL`).
     """
@@ -138,6 +141,8 @@ def stage_parts(model: ModelSpec, pp: int, chunks: int = 1, split: str = "even")
 
 
 def _layer_counts(model: ModelSpec, stages: int, split: str) -> list[int]:
+    if split[:1].isdigit():
+        return [int(num) for num in split.split("-")]
     if split == "cost" and stages > 1:
         return _by_cost([_layer_cost(model, kind) for kind in model.pattern], float(model.vocab * model.hidden), stages)
     if split == "late":

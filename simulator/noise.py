@@ -95,7 +95,7 @@ def _play(workload: Workload, cost: CostModel, table: Table, pace: Array, wire: 
     """Return the seconds of steps whose pipelines [steps, pipelines, pp] go at these paces."""
     strategy, prices, home = workload.strategy, price(workload, cost), homes(table)
     num_steps, num_pipelines, num_ranks = pace.shape
-    stages = stage_parts(workload.model, num_ranks, len(home) // num_ranks, strategy.software.layer_split)
+    stages = stage_parts(workload.model, num_ranks, len(home) // num_ranks, strategy.split)
     reduced = np.repeat(wire.max(axis=1), num_pipelines, axis=0)
     pace, wire = pace.reshape(-1, num_ranks), wire.reshape(-1, num_ranks)
     gpus = cost.cluster.gpus_per_node

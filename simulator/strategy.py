@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import groupby
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -38,8 +39,9 @@ class Strategy:
     so. `chunks` of layers a stage (interleaved pipelines). `num_microbatches` is per data-parallel rank and step.
     `lora_rank`: all weights are frozen, and low-rank adapters beside the linear maps of `lora_targets` are trained (Hu et
     al., arXiv 2106.09685; 0: all weights are trained). `order` lays the axes on the machine, innermost first
-    ('tp-cp-dp-pp'; empty: that). `software` is what else the framework does; it and `precision`, `context`, `order`,
-    `seq_len` and `lora_*` are one for a batch.
+    ('tp-cp-dp-pp'; empty: that). `layers` of each stage in the order of the model, like '7-8-8-7' (empty: as the software
+    splits them). `software` is what else the framework does; it and `precision`, `context`, `order`, `seq_len` and
+    `lora_*` are one for a batch.
     """
 
     dp: Num = 1
@@ -58,6 +60,7 @@ class Strategy:
     order: str = ""
     schedule: Any = "1F1B"
     chunks: Num = 1
+    layers: Any = ""
     micro_batch: Num = 1
     num_microbatches: Num = 1
     seq_len: int = 1024
@@ -85,6 +88,11 @@ class Strategy:
     def kernels(self) -> str:
         """Return whether pointwise chains are fused or eager."""
         return self.software.kernels
+
+    @property
+    def split(self) -> str:
+        """Return how a strategy (or a batch of one pipe) spreads layers over stages: as given, or in the software's way."""
+        return str(np.ravel(self.layers)[0]) or self.software.layer_split
 
     @property
     def splits_backward(self) -> Num:
@@ -140,6 +148,8 @@ class Strategy:
         if self.pp != 1:
             chunks = f" of {self.chunks} chunks" if self.chunks != 1 else ""
             parts.insert(1, f"{self.schedule}{chunks}")
+        if self.layers:
+            parts.insert(2, f"layers {brief_layers(self.layers)}")
         if self.order:
             parts.append(f"laid out {self.order}")
         if self.lora_rank:
@@ -147,14 +157,21 @@ class Strategy:
         return ", ".join(parts)
 
 
+def brief_layers(layers: str) -> str:
+    """Return the layers of stages with runs of like ones counted: '7-8-8-8-7' is 7, 3 x 8, 7."""
+    runs = [(num, len(list(run))) for num, run in groupby(layers.split("-"))]
+    return ", ".join(num if times == 1 else f"{times} x {num}" for num, times in runs)
+
+
 class Pipe(NamedTuple):
-    """Strategies of a batch with one schedule that cut a model into the same stages: their indices, pipeline ranks, chunks
-    and schedule."""
+    """Strategies of a batch with one schedule that cut a model into the same stages: their indices, pipeline ranks, chunks,
+    schedule, and how layers are spread (`layout.stage_parts`)."""
 
     where: NDArray[np.int64]
     pp: int
     chunks: int
     schedule: str
+    split: str
 
 
 def by_pipe(strategy: Strategy) -> list[Pipe]:
@@ -162,7 +179,9 @@ def by_pipe(strategy: Strategy) -> list[Pipe]:
     size = (len(strategy),)
     pp, chunks = (np.broadcast_to(np.asarray(v), size) for v in (strategy.pp, strategy.chunks))
     schedule = np.where(pp > 1, np.broadcast_to(np.asarray(strategy.schedule), size), "1F1B")
-    pipes = sorted(set(zip(pp.tolist(), chunks.tolist(), schedule.tolist(), strict=True)))
+    split = np.broadcast_to(np.where(np.asarray(strategy.layers) == "", strategy.software.layer_split, strategy.layers), size)
+    pipes = sorted(set(zip(pp.tolist(), chunks.tolist(), schedule.tolist(), split.tolist(), strict=True)))
     return [
-        Pipe(np.flatnonzero((pp == p) & (chunks == v) & (schedule == name)), int(p), int(v), str(name)) for p, v, name in pipes
+        Pipe(np.flatnonzero((pp == p) & (chunks == v) & (schedule == name) & (split == cut)), int(p), int(v), str(name), cut)
+        for p, v, name, cut in pipes
     ]

@@ -15,14 +15,15 @@ from planner.economics import energy_kwh, gpu_hours, run_days
 from planner.plan import plan_from_prediction, plan_from_search, read_plan, write_plan
 from planner.predict import predict, predict_replayed
 from planner.question import Question, ask
-from planner.rules import MEMORY_RULE, RULES, illegal_reason, legal
-from planner.search import NUM_REPLAYED, Found, search
-from planner.space import divisors, enumerate_space
+from planner.rules import MEMORY_RULE, RULES, first_broken, illegal_reason, same_as_another
+from planner.search import NUM_REPLAYED, NUM_RUNNERS_UP, Found, search
+from planner.space import Axes, blocks, brief_space, divisors, flat, narrowed, whole_space
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import Cluster, load_cluster, with_num_gpus
 from profiles.model import Experts, ModelSpec
 from simulator.memory import peak_memory
+from simulator.schedules import SCHEDULES
 from simulator.software import Software, load_software
 from simulator.strategy import Strategy
 from simulator.workload import build_workload
@@ -42,7 +43,21 @@ def question(cluster: Cluster, batch: int = 64, seq_len: int = 4096, model: Mode
 
 
 def found(cluster: Cluster, batch: int = 64) -> Found:
-    return search(question(cluster, batch))
+    asked = question(cluster, batch)
+    return search(asked, axes=brief_space(asked))
+
+
+def everything(asked: Question, axes: Axes) -> list[Strategy]:
+    """Return a space as batches, one for each block and pipe."""
+    return [
+        replace(flat(block.grid, block.shape, np.nonzero(np.ones(block.shape))), schedule=pipe.schedule, chunks=pipe.chunks,
+                layers=pipe.layers) for block in blocks(asked, axes) for pipe in block.pipes
+    ]
+
+
+def legal_ones(asked: Question, axes: Axes) -> list[Strategy]:
+    pools = ((batch, np.flatnonzero(first_broken(batch, asked) < 0)) for batch in everything(asked, axes))
+    return [batch.pick(int(i)) for batch, where in pools for i in where]
 
 
 def more_memory(cluster: Cluster, times: float) -> Cluster:
@@ -55,20 +70,41 @@ def more_memory(cluster: Cluster, times: float) -> Cluster:
 ])
 def test_the_winner_is_the_best_of_a_brute_force_replay(name: str, gpus: int, batch: int, model: ModelSpec) -> None:
     q = question(with_num_gpus(load_cluster(name), gpus), batch, model=model)
-    best = search(q).best
+    axes = brief_space(q) | {
+        "schedule": tuple(SCHEDULES), "chunks": (1, 2), "fewer": ((0, 0), (0, 1)), "recompute": (("none", 1.0), ("full", 0.5)),
+        "zero": ((0, 0), (1, 0), (3, 0)), "micro_batch": (1, 4), "cp": (1,),
+    }
+    best = search(q, axes=axes).best
     assert best is not None
-    space = enumerate_space(q)
-    pool = space.pick(np.flatnonzero(legal(space, q)[0]))
-    memory = peak_memory(build_workload(model, pool), q.cluster.accelerator)
-    fitting = np.flatnonzero(np.broadcast_to(memory.fits, (len(pool),)))
+    pools = [batch.pick(np.flatnonzero(first_broken(batch, q) < 0)) for batch in everything(q, axes)]
+    fits = [np.broadcast_to(peak_memory(build_workload(model, pool), q.cluster.accelerator).fits, (len(pool),)) if pool.tp.size
+            else [] for pool in pools]
+    fitting = [pool.pick(int(i)) for pool, some in zip(pools, fits, strict=True) for i in np.flatnonzero(some)]
     assert len(fitting) > NUM_REPLAYED
-    brute = min(predict_replayed(q, pool.pick(int(i)))[0].step_time_s for i in fitting)
+    brute = min(predict_replayed(q, s)[0].step_time_s for s in fitting)
     assert best.step_time_s == pytest.approx(brute, rel=1e-12)
+
+
+def test_what_is_left_out_is_the_same_as_another() -> None:
+    cluster = load_cluster("dgx-h100:4")
+    q = question(cluster, 64)
+    axes = narrowed(whole_space(q), ["tp=1,4", "pp=1,2", "cp=1", "zero=1,3,1:8", "recompute=none", "micro_batch=1", "schedule=1F1B",
+                                     "fewer=0/0", "context=ring"], q)
+    left_out: dict[tuple[object, ...], set[float]] = {}
+    kept: dict[tuple[object, ...], set[float]] = {}
+    for one in legal_ones(q, axes):
+        key = one.tp, one.pp, one.dp, one.zero
+        same = first_broken(one, q, same_as_another(axes["order"]))[0] >= 0
+        (left_out if same else kept).setdefault(key, set()).add(round(predict(q, one).step_time_s, 9))
+    assert left_out
+    for key, times in left_out.items():
+        assert times <= kept[key]
+    assert any(len(times) > 2 for times in kept.values())
 
 
 def test_the_chosen_plan_beats_every_plan_it_lists() -> None:
     result = found(load_cluster("dgx-h100:4"), 256)
-    assert result.best is not None and len(result.runners_up) == 5
+    assert result.best is not None and len(result.runners_up) == NUM_RUNNERS_UP
     times = [result.best.step_time_s, *(p.step_time_s for p in result.runners_up)]
     assert times == sorted(times)
     assert all(p.fits for p in (result.best, *result.runners_up))
@@ -81,7 +117,7 @@ def test_every_strategy_is_accounted_for() -> None:
     assert 0 < len(result.rejected_examples) <= 20
     for example in result.rejected_examples:
         assert example.reason and any(c.isdigit() for c in example.reason)
-        if example.rule != MEMORY_RULE:
+        if example.rule in {rule.name for rule in RULES}:
             assert illegal_reason(example.strategy, question(load_cluster("dgx-h100:2"))) == example.reason
 
 
@@ -114,7 +150,7 @@ def test_nothing_fits_where_memory_is_tiny() -> None:
 
 def test_an_engine_that_refuses_is_heard() -> None:
     q = question(load_cluster("dgx-h100:1"))
-    result = search(q, refuse=lambda s: "no tensors across ranks" if s.tp > 1 else None)
+    result = search(q, refuse=lambda s: "no tensors across ranks" if s.tp > 1 else None, axes=brief_space(q))
     assert result.best is not None and result.best.strategy.tp == 1
     assert result.rejected["the engine runs it"] > 0
 
@@ -174,27 +210,60 @@ def test_experts_lie_over_the_ranks_of_a_stage(strategy: Strategy, sentence: str
 def test_the_space_of_a_mixture_of_experts_has_every_ep() -> None:
     cluster = load_cluster("dgx-h100:2")
     q = question(cluster, model=SPARSE)
-    space = enumerate_space(q)
-    assert set(space.ep) == {1, 2, 4, 8}
-    assert len(space) == 4 * len(enumerate_space(question(cluster)))
-    assert set(np.ravel(enumerate_space(question(cluster)).ep)) == {1}
-    pool = space.pick(np.flatnonzero(legal(space, q)[0]))
-    assert set(pool.ep) == {1, 2, 4, 8}
-    assert all(dp * tp % ep == 0 for dp, tp, ep in zip(pool.dp, pool.tp, pool.ep, strict=True))
-    best = search(q).best
+    axes, plain = brief_space(q), brief_space(question(cluster))
+    assert axes["ep"] == (1, 2, 4, 8) and plain["ep"] == (1,) == plain["etp"]
+    pool = legal_ones(q, axes)
+    assert {s.ep for s in pool} == {1, 2, 4, 8}
+    assert all(s.dp * s.tp * s.cp % s.ep == 0 for s in pool)
+    best = search(q, axes=axes).best
     assert best is not None and best.strategy.ep > 1
 
 
 @pytest.mark.parametrize("model", [MODEL, SPARSE], ids=lambda m: m.name)
 def test_rules_agree_on_batches_and_members(model: ModelSpec) -> None:
     q = question(load_cluster("dgx-h100:1"), model=model)
-    space = enumerate_space(q)
-    is_legal, broken = legal(space, q)
-    for i in range(0, len(space), 7 if model is MODEL else 29):
-        reason = illegal_reason(space.pick(i), q)
-        assert (reason is None) == bool(is_legal[i])
-        if reason is not None:
-            assert reason == RULES[int(broken[i])].reason(space.pick(i), q)
+    asked_of = 0
+    for batch in everything(q, whole_space(q) | {"order": ("", "dp-tp-cp-pp"), "micro_batch": (1, 4, 64)})[:: 17 if model is MODEL else 31]:
+        broken = first_broken(batch, q)
+        for i in range(0, len(batch), 97):
+            reason = illegal_reason(batch.pick(i), q)
+            assert (reason is None) == (broken[i] < 0)
+            asked_of += 1
+            if reason is not None:
+                assert reason == RULES[int(broken[i])].reason(batch.pick(i), q)
+    assert asked_of > 100
+
+
+@pytest.mark.parametrize("model", [MODEL, SPARSE], ids=lambda m: m.name)
+def test_rules_agree_on_grids_and_batches(model: ModelSpec) -> None:
+    q = question(load_cluster("dgx-h100:2"), model=model)
+    for block in list(blocks(q, whole_space(q) | {"order": ("", "cp-tp-dp-pp")}))[::3]:
+        rows = flat(block.grid, block.shape, np.nonzero(np.ones(block.shape)))
+        assert (first_broken(block.grid, q, shape=block.shape).ravel() == first_broken(rows, q)).all()
+
+
+@pytest.mark.parametrize(("given_", "message"), [
+    ("tq=1", "search: 'tq' is no axis"), ("tp", "search: 'tp' names no values"), ("tp=two", "search: tp: 'two' is no value of"),
+    ("schedule=2F2B", "search: schedule '2F2B' is not known"), ("recompute=half", "search: recompute 'half' is not known"),
+    ("order=tp-dp", "order: 'tp-dp' must name each of"),
+])
+def test_an_axis_that_cannot_be_searched(given_: str, message: str) -> None:
+    q = question(load_cluster("dgx-h100:1"))
+    with pytest.raises(BadInput) as e:
+        narrowed(whole_space(q), [given_], q)
+    assert str(e.value).startswith(message)
+
+
+def test_a_space_can_be_narrowed() -> None:
+    q = question(load_cluster("dgx-h100:2"))
+    axes = narrowed(whole_space(q), ["zero=1,3:8", "recompute=full:0.5", "fewer=1/1", "order=tp-cp-dp-pp,dp-tp-cp-pp", "global_batch=32,48"], q)
+    assert axes["zero"] == ((1, 0), (3, 8)) and axes["recompute"] == (("full", 0.5),) and axes["fewer"] == ((1, 1),)
+    assert axes["order"] == ("", "dp-tp-cp-pp") and 3 in axes["micro_batch"]
+    best = search(q, axes=axes | {"cp": (1,), "schedule": ("1F1B",)})
+    assert best.best is not None and best.question.global_batch in (32, 48)
+    assert best.best.strategy.global_batch == best.question.global_batch
+    batches = {p.strategy.global_batch for p in best.runners_up}
+    assert batches <= {32, 48}
 
 
 @given(st.integers(1, 5000))
@@ -213,14 +282,14 @@ def test_days_hours_and_energy() -> None:
 def test_a_cluster_without_price_plans_and_says_so() -> None:
     cluster = load_cluster("dgx-h100:1")
     unknown = replace(cluster, accelerator=replace(cluster.accelerator, name="mine"))
-    best = search(question(unknown)).best
+    best = search(question(unknown), axes=brief_space(question(unknown))).best
     assert best is not None and best.usd is None and best.gpu_hours > 0
 
 
 def test_a_plan_file_reads_back_and_repeats_byte_for_byte(tmp_path: Path) -> None:
     q = question(load_cluster("dgx-h100:1"))
-    first = write_plan(plan_from_search(replace(q, cluster_text="dgx-h100:1"), search(q)), tmp_path / "a.yaml")
-    again = write_plan(plan_from_search(replace(q, cluster_text="dgx-h100:1"), search(q)), tmp_path / "b.yaml")
+    first = write_plan(plan_from_search(replace(q, cluster_text="dgx-h100:1"), search(q, axes=brief_space(q))), tmp_path / "a.yaml")
+    again = write_plan(plan_from_search(replace(q, cluster_text="dgx-h100:1"), search(q, axes=brief_space(q))), tmp_path / "b.yaml")
     assert first.read_bytes() == again.read_bytes()
     plan = read_plan(first)
     assert write_plan(plan, tmp_path / "c.yaml").read_bytes() == first.read_bytes()
@@ -269,7 +338,7 @@ def test_given_kernels_replace_those_of_the_software() -> None:
 @pytest.fixture(scope="module")
 def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     q = replace(question(load_cluster("dgx-h100:1")), cluster_text="dgx-h100:1")
-    return write_plan(plan_from_search(q, search(q)), tmp_path_factory.mktemp("plan") / "a.yaml").read_text()
+    return write_plan(plan_from_search(q, search(q, axes=brief_space(q))), tmp_path_factory.mktemp("plan") / "a.yaml").read_text()
 
 
 @pytest.mark.parametrize(
