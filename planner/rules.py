@@ -118,11 +118,10 @@ def _pieces(s: Strategy) -> int:
 
 
 def _has_table(s: Strategy, q: Question) -> Num:
-    p, m, v, names = np.broadcast_arrays(s.pp, s.num_microbatches, s.chunks, s.schedule)
-    suits = p == 1
-    for name in np.unique(names):
+    suits: Num = np.asarray(s.pp) == 1
+    for name in np.unique(s.schedule):
         if name in SCHEDULES:
-            suits = suits | ((names == name) & SCHEDULES[str(name)].suits(p, m, v))
+            suits = suits | ((s.schedule == name) & SCHEDULES[str(name)].suits(s.pp, s.num_microbatches, s.chunks))
     return suits
 
 
@@ -133,19 +132,19 @@ def _no_table(s: Strategy, q: Question) -> str:
 
 
 def _holds_layers(s: Strategy, q: Question) -> Num:
-    p, v, layers = np.broadcast_arrays(s.pp, s.chunks, s.layers)
-    suits = layers == ""
-    for text in np.unique(layers[~suits]):
-        counts = [int(num) for num in str(text).split("-")]
-        whole = sum(counts) == q.model.num_layers and 0 not in counts[1:-1]
-        suits = suits | ((layers == text) & (p * v == len(counts)) & whole)
+    suits: Num = np.asarray(s.layers) == ""
+    for text in np.unique(s.layers):
+        if text:
+            counts = [int(num) for num in str(text).split("-")]
+            whole = sum(counts) == q.model.num_layers and 0 not in counts[1:-1]
+            suits = suits | ((s.layers == text) & (np.asarray(s.pp) * s.chunks == len(counts)) & whole)
     return suits
 
 
 def _no_layers(s: Strategy, q: Question) -> str:
     counts = [int(num) for num in s.layers.split("-")]
-    return (f"layers {s.layers} are {sum(counts)} on {len(counts)} stages; {q.model.name} has {q.model.num_layers}, and pp {s.pp} "
-            f"x {s.chunks} chunks make {s.pp * s.chunks} stages, each but the ends with a layer")
+    return (f"layers {s.layers} are {sum(counts)} on {len(counts)} stages; {q.model.name} has {q.model.num_layers}, and "
+            f"pp {s.pp} x {s.chunks} chunks make {s.pp * s.chunks} stages, each but the ends with a layer")
 
 
 def _other_wires(s: Strategy, q: Question, orders: Sequence[str]) -> Num:
@@ -155,14 +154,18 @@ def _other_wires(s: Strategy, q: Question, orders: Sequence[str]) -> Num:
     """
     if not q.cluster.network.is_non_blocking:
         return True
+    if np.ndim(s.order):
+        other: Num = True
+        for order in np.unique(s.order):
+            other = np.where(s.order == order, _other_wires(replace(s, order=str(order)), q, orders), other)
+        return other
     node = q.cluster.gpus_per_node
 
     def wires(order: str) -> list[Num]:
         laid = replace(s, order=order)
         return [ranks_per_node(laid, axis, node) for axis in (*ORDER, "shard", "shard groups")]
 
-    own = wires(s.order)
-    other: Num = True
+    own, other = wires(s.order), np.True_
     for earlier in orders[: orders.index(s.order)]:
         other = other & ~np.logical_and.reduce(np.broadcast_arrays(
             *(a == b for a, b in zip(own, wires(earlier), strict=True)), _whole_groups(replace(s, order=earlier), q)))
@@ -170,6 +173,11 @@ def _other_wires(s: Strategy, q: Question, orders: Sequence[str]) -> Num:
 
 
 def _whole_groups(s: Strategy, q: Question) -> Num:
+    if np.ndim(s.order):
+        whole: Num = True
+        for name in np.unique(s.order):
+            whole = np.where(s.order == name, _whole_groups(replace(s, order=str(name)), q), whole)
+        return whole
     order = order_of(s)
     plain = (np.asarray(s.ep) == 1) & (np.asarray(s.etp) == 1)
     between = order.index("pp") in range(*sorted((order.index("cp"), order.index("dp"))))

@@ -114,7 +114,8 @@ def narrowed(axes: Axes, given: list[str], question: Question) -> Axes:
         if name not in AXES:
             raise BadInput(f"search: {name!r} is no axis; they are {', '.join(AXES)}")
         if not equals or not values:
-            raise BadInput(f"search: {text!r} names no values; write it like '{name}=" + ",".join(map(_text, axes[name][:3])) + "'")
+            like = ",".join(map(_text, axes[name][:3]))
+            raise BadInput(f"search: {text!r} names no values; write it like '{name}={like}'")
         found[name] = tuple(dict.fromkeys(_value(name, value) for value in values.split(",")))
     if found["global_batch"] != axes["global_batch"] and found["micro_batch"] == axes["micro_batch"]:
         found["micro_batch"] = tuple(sorted({d for batch in found["global_batch"] for d in divisors(batch)}))
@@ -124,7 +125,7 @@ def narrowed(axes: Axes, given: list[str], question: Question) -> Axes:
 def blocks(question: Question, axes: Axes) -> Iterator[Block]:
     """Return the space part by part."""
     num = question.cluster.num_gpus
-    for precision, batch, order, context in itertools.product(*(axes[a] for a in ("precision", "global_batch", "order", "context"))):
+    for precision, batch, context in itertools.product(*(axes[a] for a in ("precision", "global_batch", "context"))):
         asked = replace(question, precision=precision, global_batch=batch)
         for pp in axes["pp"]:
             # only ring says what cp of 1 does
@@ -133,10 +134,12 @@ def blocks(question: Question, axes: Axes) -> Iterator[Block]:
             if num % pp or not degrees:
                 continue
             columns = (degrees, list(itertools.product(axes["ep"], axes["etp"])), axes["zero"], axes["recompute"],
-                       axes["micro_batch"])
-            (tp, cp), (ep, etp), (zero, group), (recompute, share), (micro_batch,) = (
+                       axes["micro_batch"], axes["order"])
+            (tp, cp), (ep, etp), (zero, group), (recompute, share), (micro_batch,), (order,) = (
                 _along(at, values, len(columns)) for at, values in enumerate(columns))
             dp = num // (tp * cp * pp)
+            # one order of axes is the same for all, and quicker as such
+            order = order if len(axes["order"]) > 1 else axes["order"][0]
             grid = Strategy(
                 dp=dp, tp=tp, cp=cp, pp=pp, ep=ep, etp=etp, zero=zero, shard_group=group, recompute=recompute,
                 recompute_share=share, micro_batch=micro_batch, num_microbatches=np.maximum(1, batch // (dp * micro_batch)),
@@ -153,7 +156,7 @@ def flat(grid: Strategy, shape: tuple[int, ...], where: Any) -> Strategy:
         return np.broadcast_to(value, shape)[where] if np.ndim(value) else value
 
     names = (f for f in ("dp", "tp", "cp", "ep", "etp", "zero", "shard_group", "recompute", "recompute_share", "micro_batch",
-                         "num_microbatches"))
+                         "num_microbatches", "order"))
     return replace(grid, **{name: of(getattr(grid, name)) for name in names})
 
 
@@ -190,7 +193,7 @@ def _pipes(question: Question, pp: int, axes: Axes) -> Iterator[PipeChoice]:
 
 def _with_fewer(even: list[int], first: int, last: int) -> list[int]:
     """Return the layers of stages of which the ends give up some, which the others take in turn; nothing where they cannot."""
-    base, extra = divmod(sum(even), len(even))
+    base = sum(even) // len(even)
     ends = base - first, base - last
     others = len(even) - 2
     if others < 1 or min(ends) < 0:
@@ -205,25 +208,23 @@ def _text(value: Any) -> str:
 
 def _value(axis: str, text: str) -> Any:
     """Return a value of an axis from its text."""
-    words = {"schedule": tuple(SCHEDULES), "context": CONTEXT, "precision": PRECISIONS}
-    try:
-        if axis in words:
-            if text not in words[axis]:
-                raise BadInput(f"search: {axis} {text!r} is not known; known are {', '.join(words[axis])}")
+    if axis == "order":
+        return "" if check_order(text) == "-".join(ORDER) else text
+    head, _, rest = text.partition("/" if axis == "fewer" else ":")
+    if axis in WORDS:
+        if head not in WORDS[axis]:
+            raise BadInput(f"search: {axis} {head!r} is not known; known are {', '.join(WORDS[axis])}")
+        if axis != "recompute":
             return text
-        if axis == "order":
-            return "" if check_order(text) == "-".join(ORDER) else text
-        if axis == "zero":
-            level, _, group = text.partition(":")
-            return int(level), int(group or 0)
+    try:
         if axis == "recompute":
-            name, _, share = text.partition(":")
-            if name not in RECOMPUTE:
-                raise BadInput(f"search: recompute {name!r} is not known; known are {', '.join(RECOMPUTE)}")
-            return name, float(share or 1)
-        if axis == "fewer":
-            first, _, last = text.partition("/")
-            return int(first), int(last or 0)
-        return int(text)
+            return head, float(rest or 1)
+        return (int(head), int(rest or 0)) if axis in ("zero", "fewer") else int(text)
     except ValueError:
         raise BadInput(f"search: {axis}: {text!r} is no value of {AXES[axis]}") from None
+
+
+WORDS: dict[str, tuple[str, ...]] = {
+    "schedule": tuple(SCHEDULES), "context": CONTEXT, "precision": PRECISIONS, "recompute": RECOMPUTE,
+}
+"""Axes whose values are words."""

@@ -7,6 +7,7 @@ mesh is built from this file.
 
 from __future__ import annotations
 
+from dataclasses import replace
 from itertools import groupby, permutations
 from typing import Any
 
@@ -66,6 +67,10 @@ def stride(strategy: Strategy, axis: str) -> Num:
     if axis == "shard groups":
         return stride(strategy, "shard") * strategy.shards
     result: Num = 1
+    if np.ndim(strategy.order):
+        for name in np.unique(strategy.order):
+            result = np.where(strategy.order == name, stride(replace(strategy, order=str(name)), axis), result)
+        return result
     order = order_of(strategy)
     for inner in order[: order.index(axis)]:
         result = result * getattr(strategy, inner)

@@ -40,7 +40,7 @@ class Strategy:
     `lora_rank`: all weights are frozen, and low-rank adapters beside the linear maps of `lora_targets` are trained (Hu et
     al., arXiv 2106.09685; 0: all weights are trained). `order` lays the axes on the machine, innermost first
     ('tp-cp-dp-pp'; empty: that). `layers` of each stage in the order of the model, like '7-8-8-7' (empty: as the software
-    splits them). `software` is what else the framework does; it and `precision`, `context`, `order`, `seq_len` and
+    splits them). `software` is what else the framework does; it and `precision`, `context`, `seq_len` and
     `lora_*` are one for a batch.
     """
 
@@ -57,7 +57,7 @@ class Strategy:
     recompute_share: Num = 1.0
     precision: str = "bf16"
     context: str = "ring"
-    order: str = ""
+    order: Any = ""
     schedule: Any = "1F1B"
     chunks: Num = 1
     layers: Any = ""
@@ -176,6 +176,9 @@ class Pipe(NamedTuple):
 
 def by_pipe(strategy: Strategy) -> list[Pipe]:
     """Return a batch by number of pipeline ranks, chunks and schedule; without a pipeline the schedule says nothing."""
+    if not any(map(np.ndim, (strategy.pp, strategy.chunks, strategy.schedule, strategy.layers))):
+        name = str(strategy.schedule) if strategy.pp > 1 else "1F1B"
+        return [Pipe(np.arange(len(strategy)), int(strategy.pp), int(strategy.chunks), name, strategy.split)]
     size = (len(strategy),)
     pp, chunks = (np.broadcast_to(np.asarray(v), size) for v in (strategy.pp, strategy.chunks))
     schedule = np.where(pp > 1, np.broadcast_to(np.asarray(strategy.schedule), size), "1F1B")

@@ -26,7 +26,6 @@ from simulator.networks import (
     collective_flows,
     contention,
     link_loads,
-    placement,
 )
 from simulator.strategy import Strategy
 
@@ -184,17 +183,23 @@ powers = st.sampled_from([1, 2, 4])
 def test_loads_are_those_of_every_flow_hop_by_hop(
     cluster: Cluster, kind: str, tp: int, cp: int, dp: int, ep: int, order: list[str], axis: str
 ) -> None:
-    """Any axis over any axes inside it, in any order on the machine, on any network."""
+    """Any axis over any axes inside it, in any order on the machine, on any network; experts in the usual one."""
     pp = cluster.num_gpus // (tp * cp * dp)
     assume(pp and tp * cp * dp % ep == 0)
-    strategy = Strategy(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep)
+    order = order if axis in ORDER else list(ORDER)
+    strategy = Strategy(tp=tp, cp=cp, dp=dp, pp=pp, ep=ep, order="-".join(order))
     fabric = build_fabric(cluster)
-    flows = axis_flows(fabric, strategy, axis, kind, 12e6, order=tuple(order))
-    coordinates = list(product(*(range(getattr(strategy, a)) for a in reversed(order))))
-    gpu = {tuple(c[order[::-1].index(a)] for a in ("pp", "dp", "cp", "tp")): i for i, c in enumerate(coordinates)}
-    seats = [gpu[c] for c in sorted(gpu)]
-    n, apart = int(size(strategy, axis)), int(stride(strategy, axis))
-    groups = [[seats[r + i * apart] for i in range(n)] for r in range(len(seats)) if r // apart % n == 0]
+    flows = axis_flows(fabric, strategy, axis, kind, 12e6)
+    if axis in ORDER:
+        coordinates = list(product(*(range(getattr(strategy, a)) for a in reversed(order))))
+        place = order[::-1].index(axis)
+        alike: dict[tuple[int, ...], list[int]] = {}
+        for gpu, where in enumerate(coordinates):
+            alike.setdefault(where[:place] + where[place + 1 :], []).append(gpu)
+        groups = list(alike.values())
+    else:
+        n, apart = int(size(strategy, axis)), int(stride(strategy, axis))
+        groups = [[r + i * apart for i in range(n)] for r in range(tp * cp * dp * pp) if r // apart % n == 0]
     by_hand = [f for group in groups for f in flows_by_hand(kind, group, 12e6, cluster.gpus_per_node)]
     loads = link_loads(fabric, flows)
     assert {fabric.name(i): pytest.approx(x) for i, x in enumerate(loads) if x} == loads_by_hand(cluster, by_hand)
@@ -279,20 +284,6 @@ def test_the_two_trees_reach_all_nodes_and_share_the_work(num: int) -> None:
         assert not parents[0].keys() & parents[1].keys()
 
 
-@given(st.permutations(ORDER), powers, powers, powers, powers)
-def test_a_placement_is_a_permutation_with_the_first_axis_innermost(
-    order: list[str], tp: int, cp: int, dp: int, pp: int
-) -> None:
-    degrees = {"tp": tp, "cp": cp, "dp": dp, "pp": pp}
-    seats = placement(degrees, tuple(order))
-    assert sorted(seats) == list(range(tp * cp * dp * pp))
-    inner = next((a for a in order if degrees[a] > 1), None)
-    if inner:
-        strategy = Strategy(**degrees)
-        assert np.all(np.diff(axis_groups(len(seats), degrees[inner], int(stride(strategy, inner)), seats), axis=1) == 1)
-    assert placement(degrees).tolist() == list(range(len(seats)))
-
-
 @pytest.mark.parametrize("ratio", [1, 2, 8, 64])
 def test_contention_in_closed_form(ratio: float) -> None:
     """8 leaves of 4 nodes of 8 accelerators: what leaves a leaf over what it can carry."""
@@ -333,7 +324,7 @@ def test_where_the_axes_lie_matters() -> None:
     fabric = build_fabric(wired(8, 4, **tree((1, 4.0, False))))
     strategy = Strategy(tp=4, dp=8)
     usual = [contention(fabric, strategy, a, "all_gather") for a in ("tp", "dp")]
-    swapped = [contention(fabric, strategy, a, "all_gather", ("dp", "tp", "cp", "pp")) for a in ("tp", "dp")]
+    swapped = [contention(fabric, replace(strategy, order="dp-tp-cp-pp"), a, "all_gather") for a in ("tp", "dp")]
     assert usual == [(1, 1), (1, pytest.approx(4))]
     assert swapped[0].scale_out == pytest.approx(4)
 
@@ -345,7 +336,7 @@ def test_llama_3_on_its_own_network() -> None:
     strategy = Strategy(tp=8, pp=16, dp=128)
     assert contention(fabric, strategy, "pp", "send").scale_out == pytest.approx(1024 * 7 / 3072)
     for axis, kind in (("pp", "send"), ("dp", "reduce_scatter")):
-        assert contention(fabric, strategy, axis, kind, ("tp", "cp", "pp", "dp")).scale_out == 1
+        assert contention(fabric, replace(strategy, order="tp-cp-pp-dp"), axis, kind).scale_out == 1
     loads = link_loads(fabric, axis_flows(fabric, strategy, "pp", "send", 1e6))
     assert fabric.name(int((loads / fabric.capacity).argmax())).startswith("pod")
 
@@ -354,8 +345,8 @@ def test_a_batch_of_strategies_is_as_its_members() -> None:
     fabric = build_fabric(wired(32, 8, **tree((4, 8.0, False))))
     tp, dp, pp = np.array([8, 4, 8, 1, 8]), np.array([32, 16, 4, 256, 32]), np.array([1, 4, 8, 1, 1])
     for axis, kind in (("dp", "all_gather"), ("pp", "send"), ("tp", "all_reduce")):
-        for order in (ORDER, ("dp", "tp", "cp", "pp")):
-            batch = contention(fabric, Strategy(tp=tp, dp=dp, pp=pp), axis, kind, order)
-            rows = zip(tp.tolist(), dp.tolist(), pp.tolist(), strict=True)
-            ones = [contention(fabric, Strategy(tp=t, dp=d, pp=p), axis, kind, order) for t, d, p in rows]
+        for order in ("", "dp-tp-cp-pp", np.array(["", "tp-cp-pp-dp", "", "dp-tp-cp-pp", "dp-tp-cp-pp"])):
+            some = Strategy(tp=tp, dp=dp, pp=pp, order=order)
+            batch = contention(fabric, some, axis, kind)
+            ones = [contention(fabric, some.pick(i), axis, kind) for i in range(len(some))]
             assert list(zip(*(column.tolist() for column in batch), strict=True)) == ones

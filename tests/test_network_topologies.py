@@ -11,7 +11,7 @@ import pytest
 from profiles import files
 from profiles.files import BadInput
 from profiles.hardware import Cluster, load_cluster, with_links, with_num_gpus
-from simulator.networks import TOPOLOGIES, Fabric, build_fabric, contention, degraded, parse_order
+from simulator.networks import TOPOLOGIES, Fabric, build_fabric, contention, degraded
 from simulator.strategy import Strategy
 
 CLUSTER = """
@@ -188,13 +188,3 @@ def test_nics_and_nothing_else_of_the_section_are_checked_where_it_is_read(tmp_p
         cluster_with(tmp_path, "{}", nics=3)
     with pytest.raises(BadInput, match=r"network\.scale_in"):
         cluster_with(tmp_path, "{}", where="in")
-
-
-@pytest.mark.parametrize(("text", "message"), [
-    ("tp-dp-pp", "must name each of"), ("tp-cp-dp-pp-pp", "must name each of"), ("tp-cp-dp-ep-pp", "ep must come before dp"),
-    ("", "must name each of"),
-])
-def test_an_order_that_is_none_is_refused(text: str, message: str) -> None:
-    assert parse_order("tp-cp-ep-dp-pp") == ("tp", "cp", "dp", "pp") and parse_order("tp-cp-pp-dp")[2] == "pp"
-    with pytest.raises(BadInput, match=message):
-        parse_order(text)

@@ -17,7 +17,6 @@ from simulator.networks.fat_tree import fat_tree
 from simulator.networks.links import links
 from simulator.networks.loads import Contention, axis_flows, contention, link_loads
 from simulator.networks.non_blocking import non_blocking
-from simulator.networks.placement import parse_order, placement
 from simulator.networks.shared import SharedLinks
 from simulator.networks.streams import Stream, stream_routes
 from simulator.networks.topology import Paths, Ports, Topology
@@ -26,7 +25,7 @@ from simulator.networks.traffic import Flows, axis_groups, collective_flows
 
 __all__ = ["TOPOLOGIES", "Contention", "Fabric", "Flows", "Paths", "Ports", "Routes", "SharedLinks", "Stream", "Topology",
            "axis_flows", "axis_groups", "build_fabric", "collective_flows", "contention", "degraded", "link_loads",
-           "max_min_rates", "parse_order", "placement", "stream_routes"]
+           "max_min_rates", "stream_routes"]
 
 TOPOLOGIES: dict[str, Callable[[Mapping[str, Any], Ports, str], Topology]] = {
     "non_blocking": non_blocking,

@@ -8,9 +8,8 @@ from typing import NamedTuple
 import numpy as np
 
 from profiles.ops import Num
-from simulator.layout import ORDER, size, stride
+from simulator.layout import size, stride
 from simulator.networks.fabric import Fabric
-from simulator.networks.placement import placement
 from simulator.networks.topology import Reals
 from simulator.networks.traffic import Flows, axis_groups, collective_flows
 from simulator.strategy import Strategy
@@ -27,13 +26,10 @@ class Contention(NamedTuple):
 
 
 def axis_flows(
-    fabric: Fabric, strategy: Strategy, axis: str, kind: str, size_bytes: float = 1.0, copies: int = 0,
-    order: tuple[str, ...] = ORDER,
+    fabric: Fabric, strategy: Strategy, axis: str, kind: str, size_bytes: float = 1.0, copies: int = 0
 ) -> Flows:
     """Return the flows of one strategy's collective over an axis (or a folded one), in all groups at once."""
-    degrees = {a: int(getattr(strategy, a)) for a in ORDER}
-    gpus = placement(degrees, order) if order != ORDER else None
-    groups = axis_groups(int(strategy.world_size), int(size(strategy, axis)), int(stride(strategy, axis)), gpus)
+    groups = axis_groups(int(strategy.world_size), int(size(strategy, axis)), int(stride(strategy, axis)))
     return collective_flows(kind, groups, size_bytes, fabric.gpus_per_node, copies)
 
 
@@ -43,15 +39,13 @@ def link_loads(fabric: Fabric, flows: Flows) -> Reals:
     return np.bincount(link, weights=flows.bytes[flow] * share, minlength=len(fabric.capacity)).astype(np.float64)
 
 
-def contention(fabric: Fabric, strategy: Strategy, axis: str, kind: str, order: tuple[str, ...] = ORDER) -> Contention:
+def contention(fabric: Fabric, strategy: Strategy, axis: str, kind: str) -> Contention:
     """Return what sharing links costs a kind of collective over an axis; numbers, or arrays for a batch of strategies."""
     if fabric.is_non_blocking:
         return Contention(1.0, 1.0)
-    # ranks in the layout's own order sit where they are numbered: then only their number matters
-    degrees = [strategy.world_size, 1, 1, 1] if order == ORDER else [getattr(strategy, a) for a in ORDER]
-    columns = np.broadcast_arrays(size(strategy, axis), stride(strategy, axis), *degrees)
+    columns = np.broadcast_arrays(strategy.world_size, size(strategy, axis), stride(strategy, axis))
     rows, which = np.unique(np.stack([np.ravel(c) for c in columns]).astype(np.int64), axis=1, return_inverse=True)
-    factors = np.array([_contention(fabric, kind, n, apart, tuple(shape), order) for n, apart, *shape in rows.T.tolist()])
+    factors = np.array([_contention(fabric, kind, *row) for row in rows.T.tolist()])
     up, out = factors[np.ravel(which)].T
     if columns[0].ndim == 0:
         return Contention(float(up[0]), float(out[0]))
@@ -59,11 +53,8 @@ def contention(fabric: Fabric, strategy: Strategy, axis: str, kind: str, order: 
 
 
 @lru_cache(maxsize=65536)
-def _contention(
-    fabric: Fabric, kind: str, size: int, stride: int, degrees: tuple[int, ...], order: tuple[str, ...]
-) -> tuple[float, float]:
-    gpus = placement(dict(zip(ORDER, degrees, strict=True)), order) if order != ORDER else None
-    flows = collective_flows(kind, axis_groups(int(np.prod(degrees)), size, stride, gpus), 1.0, fabric.gpus_per_node)
+def _contention(fabric: Fabric, kind: str, num_ranks: int, size: int, stride: int) -> tuple[float, float]:
+    flows = collective_flows(kind, axis_groups(num_ranks, size, stride), 1.0, fabric.gpus_per_node)
     across = fabric.crosses(flows.src, flows.dst)
     up, out = (Flows(flows.src[i], flows.dst[i], flows.bytes[i]) for i in (~across, across))
     return slowdown(fabric, up, fabric.up_bytes_per_s), slowdown(fabric, out, fabric.out_bytes_per_s)

@@ -6,11 +6,10 @@ from typing import NamedTuple
 
 import numpy as np
 
-from simulator.layout import ORDER
+from simulator.layout import coordinates
 from simulator.networks.fabric import Fabric
 from simulator.networks.fair import Routes
 from simulator.networks.loads import axis_flows
-from simulator.networks.placement import placement
 from simulator.networks.traffic import Flows
 from simulator.strategy import Strategy
 
@@ -28,8 +27,7 @@ class Stream(NamedTuple):
 
 
 def stream_routes(
-    fabric: Fabric, strategy: Strategy, streams: tuple[Stream, ...], order: tuple[str, ...] = ORDER,
-    priced_on: Fabric | None = None,
+    fabric: Fabric, strategy: Strategy, streams: tuple[Stream, ...], priced_on: Fabric | None = None
 ) -> Routes:
     """Return a route for each stream and stage: route = stream x pp + stage; links are folded, their capacity is 1.
 
@@ -39,12 +37,12 @@ def stream_routes(
     Where prices hold on another fabric (`priced_on`, the same with all its NICs whole), slower links slow their stages.
     """
     pp = int(strategy.pp)
-    gpus = placement({a: int(getattr(strategy, a)) for a in ORDER}, order)
     stage = np.full(fabric.num_gpus, -1)
-    stage[gpus] = np.arange(len(gpus)) // (len(gpus) // pp)
+    ranks = np.arange(int(strategy.world_size))
+    stage[ranks] = coordinates(strategy, ranks)["pp"]
     route, link, use = [], [], []
     for i, stream in enumerate(streams):
-        flows = axis_flows(fabric, strategy, stream.axis, stream.kind, order=order)
+        flows = axis_flows(fabric, strategy, stream.axis, stream.kind)
         if stream.is_backward:
             flows = Flows(flows.dst, flows.src, flows.bytes)
         paths = fabric.paths(flows.src, flows.dst)

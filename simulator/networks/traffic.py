@@ -19,13 +19,9 @@ class Flows(NamedTuple):
     bytes: Reals
 
 
-def axis_groups(num_ranks: int, size: int, stride: int, gpus: Index | None = None) -> NDArray[np.int64]:
-    """Return the accelerators of an axis's groups, one group a row: members are `stride` ranks apart.
-
-    `gpus` is where each rank sits; without it rank r is on accelerator r.
-    """
-    ranks = np.arange(num_ranks).reshape(-1, size, stride).swapaxes(1, 2).reshape(-1, size)
-    return ranks if gpus is None else gpus[ranks]
+def axis_groups(num_ranks: int, size: int, stride: int) -> NDArray[np.int64]:
+    """Return the accelerators of an axis's groups, one group a row: members are `stride` apart; rank r is on the r-th."""
+    return np.arange(num_ranks).reshape(-1, size, stride).swapaxes(1, 2).reshape(-1, size)
 
 
 def collective_flows(kind: str, groups: NDArray[np.int64], size_bytes: float, gpus_per_node: int, copies: int = 0) -> Flows:
