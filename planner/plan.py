@@ -19,6 +19,7 @@ from planner.predict import Prediction
 from planner.question import Question, ask
 from planner.rules import illegal_reason
 from planner.search import Found
+from planner.space import axes_texts
 from profiles import files
 from profiles.calibration import load_calibration
 from profiles.efficiency import load_efficiency
@@ -46,6 +47,7 @@ class Plan:
     strategies_priced: int
     rejected: dict[str, int]
     rejected_examples: tuple[dict[str, Any], ...]
+    searched: dict[str, list[str]]
     inputs: dict[str, str]
 
 
@@ -131,14 +133,16 @@ class PlanFile(BaseModel):
     strategies_priced: int = 0
     rejected: dict[str, int] = {}
     rejected_examples: list[dict[str, Any]] = []
+    searched: dict[str, list[str]] = {}
     inputs: dict[str, str] = {}
 
 
 def plan_from_search(question: Question, found: Found, profile: str | Path | None = None) -> Plan:
-    """Return the plan of a search that found something."""
+    """Return the plan of a search that found something; of the question, its batch and precision are those of the best."""
     assert found.best is not None
+    question = replace(question, global_batch=found.question.global_batch, precision=found.question.precision)
     return plan_from_prediction(
-        question, found.best, profile, runners_up=tuple(_summary(p) for p in found.runners_up),
+        question, found.best, profile, searched=axes_texts(found.axes), runners_up=tuple(_summary(p) for p in found.runners_up),
         strategies_total=found.strategies_total, strategies_priced=found.strategies_priced, rejected=found.rejected,
         rejected_examples=tuple(
             {"strategy": r.strategy.describe(), "rule": r.rule, "reason": r.reason} for r in found.rejected_examples
@@ -151,7 +155,7 @@ def plan_from_prediction(
 ) -> Plan:
     """Return the plan of one strategy that was given."""
     empty: dict[str, Any] = {"runners_up": (), "strategies_total": 1, "strategies_priced": 1, "rejected": {},
-                             "rejected_examples": ()}
+                             "rejected_examples": (), "searched": {}}
     return Plan(
         question=question, strategy=prediction.strategy, profile=Path(profile).resolve() if profile else None,
         prediction=_summary(prediction), inputs=_hashes(question, profile), **(empty | search_results),
@@ -205,7 +209,8 @@ def write_plan(plan: Plan, path: str | Path) -> Path:
         "prediction": plan.prediction,
         "runners_up": list(plan.runners_up),
         "strategies_total": plan.strategies_total, "strategies_priced": plan.strategies_priced,
-        "rejected": plan.rejected, "rejected_examples": list(plan.rejected_examples), "inputs": plan.inputs,
+        "rejected": plan.rejected, "rejected_examples": list(plan.rejected_examples),
+        "searched": plan.searched, "inputs": plan.inputs,
     }
     return files.write_text(path, yaml.safe_dump(data, sort_keys=False, allow_unicode=True, width=120))
 
@@ -236,5 +241,5 @@ def read_plan(path: str | Path) -> Plan:
         question=question, strategy=strategy, profile=profile, prediction=file.prediction,
         runners_up=tuple(file.runners_up), strategies_total=file.strategies_total,
         strategies_priced=file.strategies_priced, rejected=file.rejected,
-        rejected_examples=tuple(file.rejected_examples), inputs=file.inputs,
+        rejected_examples=tuple(file.rejected_examples), searched=file.searched, inputs=file.inputs,
     )

@@ -114,7 +114,7 @@ def narrowed(axes: Axes, given: list[str], question: Question) -> Axes:
         if name not in AXES:
             raise BadInput(f"search: {name!r} is no axis; they are {', '.join(AXES)}")
         if not equals or not values:
-            like = ",".join(map(_text, axes[name][:3]))
+            like = ",".join(_text(name, value) for value in axes[name][:3])
             raise BadInput(f"search: {text!r} names no values; write it like '{name}={like}'")
         found[name] = tuple(dict.fromkeys(_value(name, value) for value in values.split(",")))
     if found["global_batch"] != axes["global_batch"] and found["micro_batch"] == axes["micro_batch"]:
@@ -202,8 +202,21 @@ def _with_fewer(even: list[int], first: int, last: int) -> list[int]:
     return [ends[0], *(each + (i < more) for i in range(others)), ends[1]]
 
 
-def _text(value: Any) -> str:
-    return ":".join(map(str, value)) if isinstance(value, tuple) else str(value)
+def axes_texts(axes: Axes) -> dict[str, list[str]]:
+    """Return a space as texts, as `narrowed` reads them."""
+    return {name: [_text(name, value) for value in values] for name, values in axes.items()}
+
+
+def _text(axis: str, value: Any) -> str:
+    if axis == "order":
+        return value or "-".join(ORDER)
+    if not isinstance(value, tuple):
+        return str(value)
+    head, rest = value
+    # what stands behind the colon is left out where it says nothing
+    if rest == (1.0 if axis == "recompute" else 0) and axis != "fewer":
+        return str(head)
+    return f"{head}{'/' if axis == 'fewer' else ':'}{rest:g}"
 
 
 def _value(axis: str, text: str) -> Any:

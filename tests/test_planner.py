@@ -17,7 +17,7 @@ from planner.predict import predict, predict_replayed
 from planner.question import Question, ask
 from planner.rules import MEMORY_RULE, RULES, first_broken, illegal_reason, same_as_another
 from planner.search import NUM_REPLAYED, NUM_RUNNERS_UP, Found, search
-from planner.space import Axes, blocks, brief_space, divisors, flat, narrowed, whole_space
+from planner.space import Axes, axes_texts, blocks, brief_space, divisors, flat, narrowed, whole_space
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import Cluster, load_cluster, with_num_gpus
@@ -88,8 +88,8 @@ def test_the_winner_is_the_best_of_a_brute_force_replay(name: str, gpus: int, ba
 def test_what_is_left_out_is_the_same_as_another() -> None:
     cluster = load_cluster("dgx-h100:4")
     q = question(cluster, 64)
-    axes = narrowed(whole_space(q), ["tp=1,4", "pp=1,2", "cp=1", "zero=1,3,1:8", "recompute=none", "micro_batch=1", "schedule=1F1B",
-                                     "fewer=0/0", "context=ring"], q)
+    axes = narrowed(whole_space(q), ["tp=1,4", "pp=1,2", "cp=1", "zero=1,3,1:8", "recompute=none", "micro_batch=1",
+                                     "schedule=1F1B", "fewer=0/0", "context=ring"], q)
     left_out: dict[tuple[object, ...], set[float]] = {}
     kept: dict[tuple[object, ...], set[float]] = {}
     for one in legal_ones(q, axes):
@@ -223,7 +223,8 @@ def test_the_space_of_a_mixture_of_experts_has_every_ep() -> None:
 def test_rules_agree_on_batches_and_members(model: ModelSpec) -> None:
     q = question(load_cluster("dgx-h100:1"), model=model)
     asked_of = 0
-    for batch in everything(q, whole_space(q) | {"order": ("", "dp-tp-cp-pp"), "micro_batch": (1, 4, 64)})[:: 17 if model is MODEL else 31]:
+    axes = whole_space(q) | {"order": ("", "dp-tp-cp-pp"), "micro_batch": (1, 4, 64)}
+    for batch in everything(q, axes)[:: 17 if model is MODEL else 31]:
         broken = first_broken(batch, q)
         for i in range(0, len(batch), 97):
             reason = illegal_reason(batch.pick(i), q)
@@ -254,9 +255,17 @@ def test_an_axis_that_cannot_be_searched(given_: str, message: str) -> None:
     assert str(e.value).startswith(message)
 
 
+@pytest.mark.parametrize("model", [MODEL, SPARSE], ids=lambda m: m.name)
+def test_a_space_reads_back_from_its_texts(model: ModelSpec) -> None:
+    q = question(load_cluster("dgx-h100:2"), model=model)
+    texts = [f"{name}={','.join(values)}" for name, values in axes_texts(whole_space(q)).items()]
+    assert narrowed(brief_space(q), texts, q) == whole_space(q)
+
+
 def test_a_space_can_be_narrowed() -> None:
     q = question(load_cluster("dgx-h100:2"))
-    axes = narrowed(whole_space(q), ["zero=1,3:8", "recompute=full:0.5", "fewer=1/1", "order=tp-cp-dp-pp,dp-tp-cp-pp", "global_batch=32,48"], q)
+    axes = narrowed(whole_space(q), ["zero=1,3:8", "recompute=full:0.5", "fewer=1/1", "order=tp-cp-dp-pp,dp-tp-cp-pp",
+                                     "global_batch=32,48"], q)
     assert axes["zero"] == ((1, 0), (3, 8)) and axes["recompute"] == (("full", 0.5),) and axes["fewer"] == ((1, 1),)
     assert axes["order"] == ("", "dp-tp-cp-pp") and 3 in axes["micro_batch"]
     best = search(q, axes=axes | {"cp": (1,), "schedule": ("1F1B",)})
@@ -288,8 +297,9 @@ def test_a_cluster_without_price_plans_and_says_so() -> None:
 
 def test_a_plan_file_reads_back_and_repeats_byte_for_byte(tmp_path: Path) -> None:
     q = question(load_cluster("dgx-h100:1"))
-    first = write_plan(plan_from_search(replace(q, cluster_text="dgx-h100:1"), search(q, axes=brief_space(q))), tmp_path / "a.yaml")
-    again = write_plan(plan_from_search(replace(q, cluster_text="dgx-h100:1"), search(q, axes=brief_space(q))), tmp_path / "b.yaml")
+    named = replace(q, cluster_text="dgx-h100:1")
+    first, again = (write_plan(plan_from_search(named, search(q, axes=brief_space(q))), tmp_path / f"{name}.yaml")
+                    for name in "ab")
     assert first.read_bytes() == again.read_bytes()
     plan = read_plan(first)
     assert write_plan(plan, tmp_path / "c.yaml").read_bytes() == first.read_bytes()
@@ -338,7 +348,8 @@ def test_given_kernels_replace_those_of_the_software() -> None:
 @pytest.fixture(scope="module")
 def plan_text(tmp_path_factory: pytest.TempPathFactory) -> str:
     q = replace(question(load_cluster("dgx-h100:1")), cluster_text="dgx-h100:1")
-    return write_plan(plan_from_search(q, search(q, axes=brief_space(q))), tmp_path_factory.mktemp("plan") / "a.yaml").read_text()
+    found_ = search(q, axes=brief_space(q))
+    return write_plan(plan_from_search(q, found_), tmp_path_factory.mktemp("plan") / "a.yaml").read_text()
 
 
 @pytest.mark.parametrize(
