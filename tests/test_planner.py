@@ -18,10 +18,12 @@ from planner.question import Question, ask
 from planner.rules import MEMORY_RULE, RULES, first_broken, illegal_reason, same_as_another
 from planner.search import NUM_REPLAYED, NUM_RUNNERS_UP, Found, search
 from planner.space import Axes, axes_texts, blocks, brief_space, divisors, flat, narrowed, whole_space
+from profiles.cost import cost_model
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import Cluster, load_cluster, with_num_gpus
 from profiles.model import Experts, ModelSpec
+from simulator.estimate import estimate
 from simulator.memory import peak_memory
 from simulator.schedules import SCHEDULES
 from simulator.software import Software, load_software
@@ -404,3 +406,23 @@ def test_a_plan_that_a_person_broke(
 def test_a_question_that_is_none(given_: dict[str, float], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         ask(MODEL, load_cluster("dgx-h100:1"), **({"tokens": 1e12} | given_))  # type: ignore[arg-type]
+
+
+def test_regret_where_a_space_is_too_large_to_replay() -> None:
+    """Of the strategies that fit, the hundred that closed form puts first and a hundred others are replayed."""
+    q = question(load_cluster("dgx-h100:2"), 64)
+    axes = brief_space(q) | {"schedule": tuple(SCHEDULES), "micro_batch": (1, 2, 4)}
+    result = search(q, axes=axes)
+    assert result.best is not None and result.strategies_priced > 1000
+    pools = [batch.pick(np.flatnonzero(first_broken(batch, q) < 0)) for batch in everything(q, axes)]
+    priced: list[tuple[float, Strategy]] = []
+    for pool in pools:
+        if pool.tp.size:
+            workload = build_workload(MODEL, pool)
+            fits = np.broadcast_to(peak_memory(workload, q.cluster.accelerator).fits, (len(pool),))
+            seconds = np.broadcast_to(estimate(workload, cost_model(q.cluster)).step_time_s, (len(pool),))
+            priced += [(float(seconds[i]), pool.pick(int(i))) for i in np.flatnonzero(fits)]
+    priced.sort(key=lambda pair: pair[0])
+    rest = priced[100 :: max(1, len(priced) // 100)]
+    best = min(predict_replayed(q, s)[0].step_time_s for _, s in [*priced[:100], *rest])
+    assert result.best.step_time_s <= best * (1 + 1e-12)
