@@ -83,30 +83,39 @@ def replay(
 
     `condition` says which ranks are slower than the rest; a `table` takes the place of the strategy's schedule.
     """
+    return timeline_of(play(workload, cost, condition, table))
+
+
+def play(
+    workload: Workload, cost: CostModel, condition: Condition | None = None, table: Table | None = None
+) -> Step:
+    """Return one step as it is played, of which `timeline_of` and `memory_timeline` tell."""
     strategy = workload.strategy
     prices, job = price(workload, cost), pipelines(strategy, condition)
     table = table or build_schedule(schedule_of(strategy), int(strategy.pp), int(strategy.num_microbatches),
                                     int(strategy.chunks))
-    play = _Player(workload, prices, table, cost.cluster.gpus_per_node)
+    player = _Player(workload, prices, table, cost.cluster.gpus_per_node)
     reduced = job.reduced.tolist()
-    played = [play.pipeline(c, n, reduced) for c, n in zip(job.compute.tolist(), job.network.tolist(), strict=True)]
+    played = [player.pipeline(c, n, reduced) for c, n in zip(job.compute.tolist(), job.network.tolist(), strict=True)]
     # gradients are summed over replicas: none updates before the last is there
     ready_s = [max(p.ends_s[place] for p in played) for place in range(len(table))]
+    ranks = [[rank_of(strategy, pp=place, dp=int(replica)) for place in range(len(table))] for replica in job.replica]
+    return Step(workload=workload, prices=prices, table=table, played=played, ranks=ranks, ready_s=ready_s)
+
+
+def timeline_of(step: Step) -> Timeline:
+    """Return the timeline of a step that was played."""
     rows = Rows()
-    for replica, pipe in zip(job.replica, played, strict=True):
-        ranks = [rank_of(strategy, pp=place, dp=int(replica)) for place in range(len(table))]
-        pipe.add_rows(rows, ranks, float(workload.send.bytes))
+    for ranks, pipe in zip(step.ranks, step.played, strict=True):
+        pipe.add_rows(rows, ranks, float(step.workload.send.bytes))
         for place, rank in enumerate(ranks):
-            waits_s = ready_s[place] - pipe.ends_s[place]
+            waits_s = step.ready_s[place] - pipe.ends_s[place]
             if waits_s > 0:
                 rows.add_spans(rank, [Span("dp", 0.0, waits_s, "waiting for slower replicas", "U", -1)],
                                [pipe.ends_s[place]], [-1])
-            update = pipe.updates[place]
-            after_s = ready_s[place] + max((s.end_s for s in update), default=0.0)
-            begin_s = after_s - ready_s[place]
-            idle_s = _uneven_s(after_s, prices, strategy)
-            last = Span("host", begin_s, begin_s + idle_s, "waiting for the slowest rank", "U", -1)
-            rows.add_spans(rank, [*update, last], [ready_s[place]], [-1])
+            begin_s, end_s = (s - step.ready_s[place] for s in step.wait_s(pipe, place))
+            last = Span("host", begin_s, end_s, "waiting for the slowest rank", "U", -1)
+            rows.add_spans(rank, [*pipe.updates[place], last], [step.ready_s[place]], [-1])
     return rows.timeline("cost model")
 
 
@@ -116,7 +125,7 @@ def schedule_of(strategy: Strategy) -> str:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class _Played:
+class Played:
     """A pipeline's step: its actions, when each rank has its gradients, and its updates."""
 
     spans: list[ActionSpan]
@@ -147,17 +156,40 @@ class _Played:
             rows.add_spans(ranks[place], [send], [start for start, _ in sends], [m for _, m in sends])
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Step:
+    """A step as it was played: its distinct pipelines with the ranks that stand for them, and when all replicas have the
+    gradients of each pipeline rank."""
+
+    workload: Workload
+    prices: Prices
+    table: Table
+    played: list[Played]
+    ranks: list[list[int]]
+    ready_s: list[float]
+
+    @property
+    def step_time_s(self) -> float:
+        """Return when the last rank is done."""
+        return max(self.wait_s(pipe, place)[1] for pipe in self.played for place in range(len(self.ready_s)))
+
+    def wait_s(self, pipe: Played, place: int) -> tuple[float, float]:
+        """Return when a rank has updated, and until when it then waits: for the slowest, and for what no kernel sees."""
+        after_s = self.ready_s[place] + max((s.end_s for s in pipe.updates[place]), default=0.0)
+        return after_s, after_s * (1 + float(self.prices.wait)) + self.workload.strategy.software.step_s
+
+
 class _Player:
     """Plays a table for pipelines whose ranks go at their own paces; what two of them share is laid out once."""
 
     def __init__(self, workload: Workload, prices: Prices, table: Table, gpus_per_node: int) -> None:
         self.strategy, self.prices, self.table = workload.strategy, prices, table
         self.home, self.gpus_per_node = homes(table), gpus_per_node
-        split = workload.strategy.software.layer_split
+        split = workload.strategy.split
         self.stages = stage_parts(workload.model, len(table), len(self.home) // len(table), split)
         self.laid: dict[tuple[Any, ...], Stage] = {}
 
-    def pipeline(self, compute: Sequence[float], network: Sequence[float], reduced: Sequence[float]) -> _Played:
+    def pipeline(self, compute: Sequence[float], network: Sequence[float], reduced: Sequence[float]) -> Played:
         """Return the step of a pipeline with these factors of each rank's seconds."""
         strategy, prices = self.strategy, self.prices
         paces = [tuple(map(float, p)) for p in zip(compute, network, reduced, strict=True)]
@@ -175,7 +207,7 @@ class _Player:
             ends[span.rank] = max(ends[span.rank], span.end_s + (0.0 if waits_for_all else tail_s))
             behind[span.rank] += tail_s * waits_for_all
         ends = [end + tail for end, tail in zip(ends, behind, strict=True)]
-        return _Played(spans=spans, inside=inside, ends_s=ends, updates=updates, sends_s=sends_s, home=self.home)
+        return Played(spans=spans, inside=inside, ends_s=ends, updates=updates, sends_s=sends_s, home=self.home)
 
     def _laid(self, stages: tuple[int, ...], pace: tuple[float, ...]) -> Stage:
         key = (stages, pace)
@@ -215,11 +247,6 @@ def _insides(table: Table, laid: Sequence[Stage], beside: float) -> dict[Action,
             pairs[key] = lay_out_pair(one, other, beside)
         found[action] = pairs[key]
     return found
-
-
-def _uneven_s(end_s: float, prices: Prices, strategy: Strategy) -> float:
-    """Return what ranks wait for the slowest in a step, and what no kernel of it sees."""
-    return float(end_s * prices.wait) + strategy.software.step_s
 
 
 def rank_names(strategy: Strategy, condition: Condition | None = None) -> dict[int, str]:

@@ -1,4 +1,4 @@
-"""Bytes of weights, gradients, optimizer states and the buffers of their collectives on a rank: what stays for a step.
+"""Bytes of weights, gradients and optimizer states of a part on a rank, and of the buffers of their collectives.
 
 Bytes per parameter under bf16: 2 weight, 4 gradient (fp32), 12 master weight and two moments; under fp32: 4, 4, 8
 (arXiv 1910.02054 section 3.1 with fp32 gradients); other types are those of the strategy's software. Sharding over
@@ -9,7 +9,6 @@ moments.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -19,47 +18,20 @@ from profiles.ops import ELEMENT_BYTES, Num
 from simulator.strategy import Strategy
 from simulator.workload import PartWork, Workload
 
-Stage = Sequence[tuple[Part, int]]
 ROOTS = ("embedding", "head")
 """Parts that ZeRO-3 gathers once: the root of a model is not sharded again behind its forward (torch's fully_shard)."""
 
 
 def state_bytes(
-    strategy: Strategy, params: Num, expert_params: Num, gathered: Num, reduced: Num, frozen: tuple[Num, Num] = (0.0, 0.0),
+    strategy: Strategy, params: Num, expert_params: Num = 0.0, frozen: tuple[Num, Num] = (0.0, 0.0)
 ) -> dict[str, Num]:
-    """Return the bytes of weights, gradients, optimizer states and buffers of a rank's parameters.
-
-    `gathered` is the number of parameters that ZeRO-3 holds whole, `reduced` of those whose whole gradients are on their
-    way to their shards; `frozen` of the parameters, and of the experts', are not trained.
-    """
+    """Return the bytes of weights, gradients and optimizer states of so many parameters of a rank; `frozen` of them, and of
+    the experts', are not trained."""
     states = _states_of(strategy, params, frozen[0], strategy.shards)
     if np.any(expert_params):
         experts = _states_of(strategy, expert_params, frozen[1], strategy.expert_replicas)
         states = {name: states[name] + experts[name] for name in states}
-    buffers = buffer_bytes(strategy)
-    return states | {"gathered": buffers.whole * gathered + (buffers.computed + buffers.sent) * reduced + buffers.buckets}
-
-
-class Buffers(NamedTuple):
-    """Bytes of a weight that ZeRO-3 has gathered, of a whole gradient on its way to its shard, as computed and as sent, and
-    of flat buffers of collectives."""
-
-    whole: Num
-    computed: Num
-    sent: Num
-    buckets: Num
-
-
-def buffer_bytes(strategy: Strategy) -> Buffers:
-    """Return what collectives over the replicas hold beside the states, for each parameter, and the flat buffers."""
-    zero, compute, software = np.asarray(strategy.zero), ELEMENT_BYTES[strategy.dtype], strategy.software
-    wire = software.reduce_bytes if strategy.dtype != "fp32" else 0.0
-    each_time = (zero >= 2) & (np.asarray(strategy.pp) == 1)
-    replicated = np.asarray(strategy.replicas) > 1
-    return Buffers(
-        whole=np.where(zero == 3, compute, 0.0), computed=np.where(each_time, compute, 0.0),
-        sent=np.where(each_time, wire, 0.0), buckets=np.where(replicated & (zero <= 2), software.bucket_bytes, 0.0),
-    )
+    return states
 
 
 def _states_of(strategy: Strategy, params: Num, frozen: Num, shards: Num) -> dict[str, Num]:
@@ -83,26 +55,12 @@ def _states_of(strategy: Strategy, params: Num, frozen: Num, shards: Num) -> dic
     }
 
 
-def held_states(workload: Workload, stage: Stage) -> dict[str, Num]:
-    """Return the bytes of weights, gradients, optimizer states and flat buffers of some parts on their rank."""
-    strategy = workload.strategy
-
-    def all_of(field: str) -> Num:
-        return sum((getattr(workload.parts[part], field) * num for part, num in stage), 0.0)
-
-    params, experts = all_of("params"), all_of("expert_params")
-    frozen = params - all_of("trained_params"), experts - all_of("trained_expert_params")
-    narrowed = sum((_narrowed_bytes(workload.parts[part], strategy) * num for part, num in stage if part not in ROOTS), 0.0)
-    states = state_bytes(strategy, params, experts, 0.0, 0.0, frozen)
-    return states | {"weights": states["weights"] - narrowed}
-
-
-def update_bytes(workload: Workload, stage: Stage) -> Num:
-    """Return what the update of some parts makes beside their states, where gradients are narrower than fp32."""
-    strategy, software = workload.strategy, workload.strategy.software
-    if not software.update_bytes or software.grad_bytes >= ELEMENT_BYTES["fp32"] or strategy.dtype == "fp32":
-        return 0.0
-    return software.update_bytes * sum((_updated(workload.parts[part], strategy) * num for part, num in stage), 0.0)
+def part_states(workload: Workload, part: Part) -> dict[str, Num]:
+    """Return the bytes of weights, gradients and optimizer states of one part on its rank."""
+    strategy, work = workload.strategy, workload.parts[part]
+    frozen = work.params - work.trained_params, work.expert_params - work.trained_expert_params
+    states = state_bytes(strategy, work.params, work.expert_params, frozen)
+    return states if part in ROOTS else states | {"weights": states["weights"] - _narrowed_bytes(work, strategy)}
 
 
 def _narrowed_bytes(work: PartWork, strategy: Strategy) -> Num:
@@ -116,8 +74,32 @@ def _narrowed_bytes(work: PartWork, strategy: Strategy) -> Num:
     return (ELEMENT_BYTES[strategy.dtype] - software.frozen_bytes) * (frozen + experts)
 
 
-def _updated(work: PartWork, strategy: Strategy) -> Num:
-    """Return the parameters of a part that a rank updates."""
+def update_bytes(workload: Workload, part: Part) -> Num:
+    """Return what the update of a part makes beside its states, where gradients are narrower than fp32."""
+    strategy, software, work = workload.strategy, workload.strategy.software, workload.parts[part]
+    if not software.update_bytes or software.grad_bytes >= ELEMENT_BYTES["fp32"] or strategy.dtype == "fp32":
+        return 0.0
     sharded = np.asarray(strategy.zero) >= 1
-    return work.trained_params / np.where(sharded, strategy.shards, 1) \
-        + work.trained_expert_params / np.where(sharded, strategy.expert_replicas, 1)
+    return software.update_bytes * (work.trained_params / np.where(sharded, strategy.shards, 1)
+                                    + work.trained_expert_params / np.where(sharded, strategy.expert_replicas, 1))
+
+
+class Buffers(NamedTuple):
+    """Bytes of a weight that ZeRO-3 has gathered; of a whole gradient on its way to its shard, as computed and as sent; and
+    of flat buffers of collectives."""
+
+    gathered: Num
+    reduced: Num
+    buckets: Num
+
+
+def buffer_bytes(strategy: Strategy) -> Buffers:
+    """Return what collectives over the replicas hold beside the states, for each parameter, and the flat buffers."""
+    zero, compute, software = np.asarray(strategy.zero), ELEMENT_BYTES[strategy.dtype], strategy.software
+    wire = software.reduce_bytes if strategy.dtype != "fp32" else 0.0
+    each_time = (zero >= 2) & (np.asarray(strategy.pp) == 1)
+    replicated = np.asarray(strategy.replicas) > 1
+    return Buffers(
+        gathered=np.where(zero == 3, compute, 0.0), reduced=np.where(each_time, compute + wire, 0.0),
+        buckets=np.where(replicated & (zero <= 2), software.bucket_bytes, 0.0),
+    )

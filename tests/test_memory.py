@@ -14,11 +14,13 @@ from profiles.families import load_model, num_params
 from profiles.families.gpt2 import gpt2_spec
 from profiles.hardware import load_accelerator
 from profiles.model import Experts, ModelSpec
-from simulator.memory import in_flight, peak_memory, rank_memory, state_bytes
-from simulator.schedules import build_schedule
+from simulator.memory import peak_memory, rank_memory
+from simulator.schedules import SCHEDULES, build_schedule
+from simulator.schedules.moments import rank_moments
 from simulator.software import Software
+from simulator.states import state_bytes
 from simulator.strategy import RECOMPUTE, Strategy
-from simulator.workload import PartWork, build_workload
+from simulator.workload import Workload, build_workload
 
 MODEL = load_model("llama-3-8b")
 H100 = load_accelerator("h100-80gb")
@@ -26,7 +28,7 @@ ONE_CHUNK = ("1F1B", "GPipe")
 
 
 def total(strategy: Strategy, params: float = 1.0, experts: float = 0.0) -> float:
-    return float(sum(state_bytes(strategy, params, experts, 0.0, 0.0).values()))
+    return float(sum(state_bytes(strategy, params, experts).values()))
 
 
 @pytest.mark.parametrize(
@@ -94,25 +96,22 @@ def test_less_is_kept_by_more_recomputation_and_more_sharding(
         assert peaks[3, recompute] < peaks[0, recompute]
 
 
-@given(st.sampled_from(ONE_CHUNK), st.integers(2, 8), st.integers(1, 12))
-def test_in_flight_is_what_the_schedule_holds(schedule: str, p: int, m: int) -> None:
-    strategy = Strategy(pp=p, schedule=schedule, num_microbatches=m)
-    for rank, row in enumerate(build_schedule(schedule, p, m)):
-        alive = np.cumsum([1 if a.pass_ == "F" else -1 for a in row])
-        assert in_flight(strategy, rank) == alive.max()
-
-
-@given(st.integers(2, 9), st.integers(1, 40), st.integers(2, 5))
-def test_in_flight_of_chunks_is_what_the_schedule_holds(p: int, m: int, v: int) -> None:
-    """Each chunk alive holds 1/v of the rank's layers; where p divides what is work enough, a rank holds (v - 1) p +
-    2 (p - rank - 1) + 1 of them (arXiv 2104.04473, section 2.2.2)."""
-    assume(m % max(1, m // p) == 0)
-    strategy = Strategy(pp=p, schedule="Interleaved1F1B", chunks=v, num_microbatches=m)
-    for rank, row in enumerate(build_schedule("Interleaved1F1B", p, m, v)):
-        alive = np.cumsum([1 if a.pass_ == "F" else -1 for a in row]).max()
-        assert float(in_flight(strategy, rank)) == pytest.approx(alive / v, rel=1e-12)
-        if m % p == 0 and m > 2 * p:
-            assert alive == (v - 1) * p + 2 * (p - rank - 1) + 1
+@settings(max_examples=200)
+@given(st.sampled_from(sorted(SCHEDULES)), st.integers(2, 9), st.lists(st.integers(1, 60), min_size=1, max_size=4),
+       st.integers(1, 5))
+def test_as_many_micro_batches_wait_as_the_laws_of_the_schedules_say(name: str, p: int, sizes: list[int], v: int) -> None:
+    """Interleaved 1F1B holds (v - 1) p + 2 (p - rank - 1) + 1 chunks (arXiv 2104.04473, section 2.2.2); the others'
+    laws stand beside them. Of a batch of several numbers of micro-batches as of each."""
+    v = SCHEDULES[name].chunks or v
+    m = np.array([num for num in sizes if SCHEDULES[name].suits(p, num, v)])
+    assume(len(m))
+    for rank in range(p):
+        moments = rank_moments(name, rank, p, m, tuple(range(v)))
+        most = moments.held[moments.where, :, :2].sum(axis=(2, 3)).max(axis=1)
+        assert most.tolist() == np.broadcast_to(SCHEDULES[name].held(rank, p, m, v), m.shape).tolist()
+        if name == "Interleaved1F1B":
+            laid = (v - 1) * p + 2 * (p - rank - 1) + 1
+            assert (most[(m % p == 0) & (m > 2 * p)] == laid).all()
 
 
 def test_the_first_rank_holds_what_megatron_says() -> None:
@@ -122,17 +121,18 @@ def test_the_first_rank_holds_what_megatron_says() -> None:
     model = gpt(num_layers=layers)
     for v, schedule in ((1, "1F1B"), (2, "Interleaved1F1B"), (4, "Interleaved1F1B")):
         strategy = replace(gpt_strategy(8, True), pp=p, chunks=v, schedule=schedule, num_microbatches=m)
-        workload = build_workload(model, strategy)
-        held = float(rank_memory(workload, H100, 0)["activations"]) - held_beside_layers(workload.parts["embedding"],
-                                                                                         in_flight(strategy, 0))
+        workload = layers_alone(build_workload(model, strategy))
+        held = float(rank_memory(workload, H100, 0)["activations"])
         factor = 1 + (p - 1) / (p * v) if v > 1 else 1.0
         # chunks go round the ranks, so the first has neighbours on both sides
         sends = (2 if v == 1 else 4) * workload.send.bytes
         assert held - sends == pytest.approx(SBH / 8 * (34 + SCORES) * layers * factor, rel=1e-12)
 
 
-def held_beside_layers(part: PartWork, micro_batches: float) -> float:
-    return float(part.saved_none_bytes * micro_batches)
+def layers_alone(workload: Workload) -> Workload:
+    """Return a workload whose embedding keeps nothing."""
+    embedding = replace(workload.parts["embedding"], saved_none_bytes=0.0, saved_selective_bytes=0.0, saved_full_bytes=0.0)
+    return replace(workload, parts=workload.parts | {"embedding": embedding})
 
 
 S, B, H, A = 2048, 4, 6144, 64
@@ -306,7 +306,7 @@ def test_other_pipelines_hold_one_tensor_for_each_neighbour_at_a_time(p: int, v:
         software = Software(pipe_buffers=False, keeps_sent=keeps)
         at_once = 4 if v > 1 or 0 < rank < p - 1 else 2
         # of what is alive everything was sent on, but the micro-batch whose loss is computed
-        sent = float(in_flight(Strategy(**strategy), rank)) * v - (rank == p - 1) if keeps else 0  # type: ignore[arg-type]
+        sent = SCHEDULES[schedule].held(rank, p, m, v) - (rank == p - 1) if keeps else 0
         assert piped(rank, software=software, **strategy) == pytest.approx(at_once + sent)
 
 

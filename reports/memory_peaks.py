@@ -1,0 +1,63 @@
+"""Memory over time for people: when each rank of a step holds most, in which action, and what holds it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from planner.plan import Plan
+from profiles.cost import cost_model
+from profiles.units import show
+from simulator.condition import Condition
+from simulator.memory_timeline import MemoryTimeline, Peak, memory_timeline
+from simulator.replay import play
+from simulator.schedules import Table as ScheduleTable
+from simulator.workload import build_workload
+
+NUM_SHOWN = 8
+"""How many of the fullest ranks the table shows."""
+NUM_KINDS = 5
+"""How many kinds are named; the rest is added up."""
+
+
+def memory_of(plan: Plan, condition: Condition | None = None, table: ScheduleTable | None = None) -> MemoryTimeline:
+    """Return what the ranks of a plan hold over a step; a schedule `table` takes the place of the plan's own."""
+    workload = build_workload(plan.question.model, plan.strategy)
+    step = play(workload, cost_model(plan.question.cluster), condition, table)
+    return memory_timeline(step, plan.question.cluster.accelerator)
+
+
+def peaks_table(memory: MemoryTimeline, names: Mapping[int, str], usable_bytes: float) -> Table:
+    """Return the peak of each rank as a table, of the fullest if there are many; `names` as `replay.rank_names` gives them."""
+    shown = sorted(memory.peaks, key=lambda peak: -peak.bytes)[:NUM_SHOWN]
+    more = f": the {NUM_SHOWN} fullest of {len(memory.peaks)}" if len(memory.peaks) > NUM_SHOWN else ""
+    table = Table(title=f"Peak memory by rank, of {show(usable_bytes, 'bytes')} usable{more}", title_justify="left")
+    for name in ("rank", "peak", "of usable", "when", "of the step", "in", "micro-batches", "what holds it"):
+        table.add_column(name, justify="left" if name in ("rank", "in", "what holds it") else "right")
+    order = list(names)
+    for peak in sorted(shown, key=lambda peak: order.index(peak.rank)):
+        table.add_row(
+            names[peak.rank], show(peak.bytes, "bytes"), f"{peak.bytes / usable_bytes:.1%}", show(peak.time_s, "s"),
+            f"{peak.time_s / memory.step_time_s:.1%}", ", ".join(filter(None, (peak.action, peak.part))),
+            str(sum(map(len, peak.microbatches.values()))), _kinds(peak))
+    return table
+
+
+def _kinds(peak: Peak) -> str:
+    """Return the largest kinds, those of all chunks as one."""
+    kinds: dict[str, int] = {}
+    for kind, num in peak.kinds.items():
+        name = kind.split(" of chunk ")[0]
+        kinds[name] = kinds.get(name, 0) + num
+    order = sorted((kind for kind, num in kinds.items() if num), key=lambda kind: -kinds[kind])
+    rest = sum(kinds[kind] for kind in order[NUM_KINDS:])
+    named = [f"{kind} {show(kinds[kind], 'bytes')}" for kind in order[:NUM_KINDS]]
+    return ", ".join([*named, f"other {show(rest, 'bytes')}"] if rest else named)
+
+
+def peaks_json(memory: MemoryTimeline, usable_bytes: float) -> list[dict[str, Any]]:
+    """Return the peaks with plain values, for `--json`."""
+    return [peak._asdict() | {"share_of_step": peak.time_s / memory.step_time_s, "share_of_usable": peak.bytes / usable_bytes}
+            for peak in memory.peaks]
