@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, TextIO
 
-from executor.data import STDLIB, open_corpus, write_stdlib
+from executor.data import STDLIB, open_data, write_stdlib
 from executor.engine import refusal
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
 from profiles.files import BadInput, make_folder, write_text
@@ -52,8 +52,8 @@ def check_launch(job: Job) -> None:
     reason = refusal(job.strategy, job.model, job.device, table)
     if reason:
         raise BadInput(f"strategy: {reason}")
-    if job.data != STDLIB:
-        open_corpus(job.data, job.out, job.strategy.seq_len)
+    if job.data != STDLIB or job.first_sample:
+        open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab, first_sample=job.first_sample)
     if job.device == "cuda":
         import torch
 

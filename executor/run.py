@@ -19,6 +19,8 @@ from simulator.strategy import Strategy
 from simulator.timeline import COLUMNS
 
 RUN_FILE, TIMELINE_FILE, LOG_FILE, JOB_FILE = "run.json", "timeline.csv", "worker.log", "job.json"
+DATA = "data"
+"""The action of a timeline in which a rank waits for its batch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +28,8 @@ class Job:
     """A training run to make: model, strategy, length, data, device and where the results go.
 
     The first `num_warmup_steps` of the `num_steps` are trained but left out of medians. `table` is a CSV file with a
-    schedule that takes the place of the strategy's.
+    schedule that takes the place of the strategy's. `data` is 'stdlib', a text file or a folder of shards; with shards
+    `first_sample` is how many samples were trained before.
     """
 
     model: ModelSpec
@@ -37,6 +40,7 @@ class Job:
     learning_rate: float = 3e-4
     seed: int = 0
     data: str = "stdlib"
+    first_sample: int = 0
     device: str = "cpu"
     table: str = ""
 
@@ -108,6 +112,18 @@ class Run:
         """Return tokens trained per second, over all ranks, at the median step time."""
         return float(self.job.strategy.tokens_per_step) / self.step_time_s
 
+    @property
+    def next_sample(self) -> int:
+        """Return how many samples were trained, those before this run included: where the data go on."""
+        return self.job.first_sample + self.job.num_steps * int(self.job.strategy.global_batch)
+
+    @property
+    def data_wait_s(self) -> float:
+        """Return how long a step waited for its data, by the rank that waited longest; the median after the warm-up."""
+        waits = self.timeline[self.timeline["op"] == DATA].sort_values("start_s")
+        by_rank = [(rows["end_s"] - rows["start_s"]).to_numpy(float) for _, rows in waits.groupby("rank")]
+        return float(np.median(np.max(by_rank, axis=0)[self.job.num_warmup_steps :])) if by_rank else 0.0
+
 
 class _RunFile(BaseModel):
     model_config = ConfigDict(extra="ignore")
@@ -129,7 +145,8 @@ def write_run(run: Run, folder: str | Path) -> Path:
     data = {
         "job": job_as_dict(run.job), "environment": run.environment,
         "step_time_s": run.step_time_s, "p10_s": run.p10_s, "p90_s": run.p90_s, "tokens_per_s": run.tokens_per_s,
-        "step_times_s": run.step_times_s, "losses": run.losses, "idle_memory_bytes": run.idle_memory_bytes,
+        "step_times_s": run.step_times_s, "losses": run.losses, "next_sample": run.next_sample, "data_wait_s": run.data_wait_s,
+        "idle_memory_bytes": run.idle_memory_bytes,
         "peak_memory_bytes": run.peak_memory_bytes, "reserved_memory_bytes": run.reserved_memory_bytes,
         "timeline_rows": len(run.timeline),
     }

@@ -22,7 +22,7 @@ from executor import data
 from executor.parallel import Parallel, parallelise
 from executor.pipeline import build_pipeline, run_step
 from executor.record import Recorder
-from executor.run import Job, Run, job_from_dict, write_run
+from executor.run import DATA, Job, Run, job_from_dict, write_run
 from profiles.files import read_mapping
 from profiles.measure.leave import leave_group
 from simulator.layout import rank_of
@@ -56,7 +56,8 @@ def _own_device(kind: str) -> torch.device:
 
 def train(job: Job, device: torch.device) -> dict[str, Any]:
     """Return what this rank measured over the job's steps."""
-    corpus = data.open_corpus(job.data, job.out, job.strategy.seq_len)
+    source = data.open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab,
+                            first_sample=job.first_sample)
     idle_bytes = _idle_bytes(device)
     table = load_table(job.table)[0] if job.table else None
     parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate, table=table)
@@ -64,12 +65,15 @@ def train(job: Job, device: torch.device) -> dict[str, Any]:
     schedule = build_pipeline(parallel, recorder)
     reports = dist.get_rank() == rank_of(job.strategy, pp=parallel.home[max(parallel.home)])
     losses: list[float] = []
+    feed = data.batches(source, job.strategy, seed=job.seed, dp_rank=parallel.dp_rank, num_steps=job.num_steps,
+                        first_sample=job.first_sample)
     dist.barrier()
     recorder.start()
-    with loss_parallel() if job.strategy.tp > 1 else nullcontext():
+    with data.Prefetch(feed) as batches, loss_parallel() if job.strategy.tp > 1 else nullcontext():
         for step in range(job.num_steps):
-            tokens = _tokens(job, corpus, parallel, step, device)
             with recorder.step():
+                with recorder.span(DATA, "", stream="host"):
+                    tokens = _on_device(next(batches), device)
                 loss = run_step(parallel, schedule, tokens, recorder)
                 update(parallel, recorder)
             if loss is not None:
@@ -91,10 +95,8 @@ def update(parallel: Parallel, recorder: Recorder) -> None:
         parallel.optimizer.zero_grad()
 
 
-def _tokens(
-    job: Job, corpus: Any, parallel: Parallel, step: int, device: torch.device
-) -> tuple[Tensor, Tensor]:
-    inputs, targets = data.batch(corpus, job.strategy, seed=job.seed, step=step, dp_rank=parallel.dp_rank)
+def _on_device(batch: data.Batch, device: torch.device) -> tuple[Tensor, Tensor]:
+    inputs, targets = batch
     return torch.from_numpy(inputs).to(device), torch.from_numpy(targets).to(device)
 
 
