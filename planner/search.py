@@ -17,7 +17,8 @@ from planner.space import Axes, Block, PipeChoice, blocks, flat, whole_space
 from profiles.cost import CostModel, cost_model
 from profiles.units import show
 from simulator.estimate import estimate_pipe
-from simulator.memory import peak_memory
+from simulator.memory import mean_states, peak_memory
+from simulator.part_bytes import pieces_of
 from simulator.pricing import Prices, price
 from simulator.stages import StageSeconds
 from simulator.strategy import Strategy, by_pipe
@@ -122,13 +123,15 @@ class _Tally:
         question = block.question
         broken = first_broken(block.grid, question, self.rules, block.shape)
         for i, rule in enumerate(self.rules):
-            where = np.argwhere(broken == i)
-            self.counts[rule.name] += len(where) * len(block.pipes)
-            if len(where):
-                one = flat(block.grid, block.shape, tuple(where[:1].T)).pick(0)
+            breaks = np.argwhere(broken == i)
+            self.counts[rule.name] += len(breaks) * len(block.pipes)
+            if len(breaks):
+                one = flat(block.grid, block.shape, tuple(breaks[:1].T)).pick(0)
                 self._reject(rule.name, _with(one, block.pipes[0]), rule.reason(_with(one, block.pipes[0]), question))
         where = np.nonzero(broken < 0)
         cells = flat(block.grid, block.shape, where)
+        # strategies with as many micro-batches stand together, as memory asks for that
+        cells = cells.pick(np.argsort(np.broadcast_to(cells.num_microbatches, where[0].shape), kind="stable"))
         for begin in range(0, len(where[0]), BATCH):
             self._add_cells(question, cells.pick(np.arange(begin, min(begin + BATCH, len(where[0])))), block.pipes)
 
@@ -140,10 +143,20 @@ class _Tally:
         cells, legal = cells.pick(np.flatnonzero(wanted)), legal[:, wanted]
         self.priced += int(legal.sum())
         workload = build_workload(question.model, cells)
-        peaks = self._peaks(workload, pipes, legal)
         usable = question.cluster.accelerator.memory_bytes
+        self.counts[MEMORY_RULE] += int(legal.sum())
+        # what the fullest rank holds is no less than what all hold on the average
+        mean = np.broadcast_to(mean_states(question.model, pieces_of(workload), int(cells.pp)), (len(cells),))
+        light = mean <= usable
+        if not light.any():
+            # one is kept to say why
+            light = np.arange(len(cells)) == mean.argmin()
+        if not light.all():
+            some = np.flatnonzero(light)
+            cells, legal, workload = cells.pick(some), legal[:, some], pick_workload(workload, some)
+        peaks = self._peaks(workload, pipes, legal)
         fits = legal & (peaks <= usable)
-        self.counts[MEMORY_RULE] += int(legal.sum() - fits.sum())
+        self.counts[MEMORY_RULE] -= int(fits.sum())
         self._keep_short(question, cells, pipes, np.where(fits, np.inf, peaks))
         wanted = fits.any(axis=0)
         if not wanted.any():
@@ -164,8 +177,8 @@ class _Tally:
             row[:] = broken < 0
             if self.refuse is None:
                 continue
-            for i in np.flatnonzero(row):
-                one = piped.pick(int(i))
+            for i in np.flatnonzero(row).tolist():
+                one = piped.pick(i)
                 if reason := self.refuse(one):
                     row[i] = False
                     self.counts[ENGINE_RULE] += 1

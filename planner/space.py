@@ -28,19 +28,23 @@ AXES = {
     "ep": "expert-parallel degrees", "etp": "tensor-parallel degrees inside an expert",
     "zero": "ZeRO levels, with the ranks of a hybrid group behind a colon (3:8)",
     "recompute": "recomputation, with the share of layers behind a colon (full:0.5)",
-    "micro_batch": "sequences of a micro-batch", "schedule": "pipeline schedules", "chunks": "chunks of layers a pipeline rank",
+    "micro_batch": "sequences of a micro-batch", "schedule": "pipeline schedules",
+    "chunks": "chunks of layers a pipeline rank, or 'even' for all that divide its layers",
     "fewer": "layers that the first and the last stage have less than an even split (0/0, 1/1)",
-    "context": "how keys reach other cp ranks", "order": "axes on the machine, innermost first",
+    "context": "how keys reach other cp ranks", "order": "axes on the machine, innermost first, or 'all'",
     "global_batch": "sequences of a step", "precision": "what is computed in",
 }
 """Axis -> what its values are."""
 SHARES = (0.25, 0.5, 0.75)
 """Shares of the layers that full recomputation is tried on, beside all."""
 FEWER = ((0, 0), (0, 1), (1, 1))
-MOST_CHUNKS = 16
+EVEN = "even"
+"""Every number of chunks that divides the layers of a pipeline rank, with embedding and head counted as layers or not."""
+USUAL_ORDERS = ("", "tp-cp-pp-dp", "cp-tp-dp-pp", "dp-tp-cp-pp", "pp-tp-cp-dp")
+"""The usual order, Llama 3's with dp outermost (arXiv 2407.21783, section 3.3.2), and each other axis innermost."""
 SHORTEST_PIECE = 4096
 """Tokens of a sequence that a cp rank holds at the least in the brief space."""
-GROUP_STEP = 4
+GROUP_STEP = 8
 """Hybrid groups larger than a node are tried in these steps."""
 
 
@@ -88,8 +92,7 @@ def whole_space(question: Question) -> Axes:
         "zero": (*((level, 0) for level in range(4)), *((level, group) for level in (1, 2, 3) for group in groups)),
         "recompute": (*((name, 1.0) for name in RECOMPUTE), *(("full", share) for share in SHARES)),
         "micro_batch": tuple(divisors(question.global_batch)), "schedule": tuple(SCHEDULES),
-        "chunks": tuple(range(1, MOST_CHUNKS + 1)), "fewer": FEWER, "context": CONTEXT,
-        "order": ("", *ORDERS),
+        "chunks": (EVEN,), "fewer": FEWER, "context": CONTEXT, "order": USUAL_ORDERS,
         "global_batch": (question.global_batch,), "precision": (question.precision,),
     }
 
@@ -99,7 +102,7 @@ def brief_space(question: Question) -> Axes:
     whole = whole_space(question)
     return whole | {
         "zero": tuple((level, 0) for level in range(4)), "recompute": tuple((name, 1.0) for name in RECOMPUTE),
-        "schedule": ("1F1B", "Interleaved1F1B"), "chunks": tuple(c for c in whole["chunks"] if c in (1, 2, 4, 8)),
+        "schedule": ("1F1B", "Interleaved1F1B"), "chunks": (1, 2, 4, 8),
         "fewer": FEWER[:1], "context": CONTEXT[:1], "order": ("",),
         "cp": tuple(c for c in whole["cp"] if c == 1 or question.seq_len // c >= SHORTEST_PIECE),
         "etp": (1,),
@@ -116,6 +119,8 @@ def narrowed(axes: Axes, given: list[str], question: Question) -> Axes:
         if not equals or not values:
             like = ",".join(_text(name, value) for value in axes[name][:3])
             raise BadInput(f"search: {text!r} names no values; write it like '{name}={like}'")
+        if (name, values) == ("order", "all"):
+            values = ",".join(("-".join(ORDER), *ORDERS))
         found[name] = tuple(dict.fromkeys(_value(name, value) for value in values.split(",")))
     if found["global_batch"] != axes["global_batch"] and found["micro_batch"] == axes["micro_batch"]:
         found["micro_batch"] = tuple(sorted({d for batch in found["global_batch"] for d in divisors(batch)}))
@@ -173,7 +178,11 @@ def _pipes(question: Question, pp: int, axes: Axes) -> Iterator[PipeChoice]:
         yield PipeChoice(schedule=axes["schedule"][0] if len(axes["schedule"]) == 1 else "1F1B", chunks=1, layers="")
         return
     model, way = question.model, question.software.layer_split
-    for schedule, chunks in itertools.product(axes["schedule"], axes["chunks"]):
+    counts = {num for num in axes["chunks"] if num != EVEN}
+    if EVEN in axes["chunks"]:
+        counts |= {1, 2} | {num for num in range(3, model.num_layers // pp + 2)
+                            if model.num_layers % (pp * num) == 0 or (model.num_layers + 2) % (pp * num) == 0}
+    for schedule, chunks in itertools.product(axes["schedule"], sorted(counts)):
         known = SCHEDULES[schedule].chunks
         if chunks != known if known else chunks == 1:
             continue
@@ -183,12 +192,12 @@ def _pipes(question: Question, pp: int, axes: Axes) -> Iterator[PipeChoice]:
                 for parts in stage_parts(model, pp, chunks, way)]
         seen = {tuple(even)}
         for fewer in axes["fewer"]:
-            counts = _with_fewer(even, *fewer)
+            layers = _with_fewer(even, *fewer)
             if fewer == (0, 0):
                 yield PipeChoice(schedule=schedule, chunks=chunks, layers="")
-            elif counts and tuple(counts) not in seen:
-                seen.add(tuple(counts))
-                yield PipeChoice(schedule=schedule, chunks=chunks, layers="-".join(map(str, counts)))
+            elif layers and tuple(layers) not in seen:
+                seen.add(tuple(layers))
+                yield PipeChoice(schedule=schedule, chunks=chunks, layers="-".join(map(str, layers)))
 
 
 def _with_fewer(even: list[int], first: int, last: int) -> list[int]:
@@ -221,6 +230,8 @@ def _text(axis: str, value: Any) -> str:
 
 def _value(axis: str, text: str) -> Any:
     """Return a value of an axis from its text."""
+    if (axis, text) == ("chunks", EVEN):
+        return EVEN
     if axis == "order":
         return "" if check_order(text) == "-".join(ORDER) else text
     head, _, rest = text.partition("/" if axis == "fewer" else ":")

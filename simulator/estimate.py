@@ -104,9 +104,9 @@ def estimate_pipe(
     m = np.asarray(strategy.num_microbatches)
     stages = [tuple(s) for s in stage_parts(workload.model, pp, chunks, pipe.split)]
     each = {} if known is None else known
-    for s in dict.fromkeys(stages):
-        if s not in each:
-            each[s] = stage_seconds(prices, strategy, list(s))
+    for stage in dict.fromkeys(stages):
+        if stage not in each:
+            each[stage] = stage_seconds(prices, strategy, list(stage))
     places = [tuple(stages[s] for s in rank_stages(pipe.schedule, rank, pp, chunks)) for rank in range(pp)]
     priced = {place: _rank_seconds([each[s] for s in place]) for place in dict.fromkeys(places)}
     first, distinct = priced[places[0]], list(priced.values())

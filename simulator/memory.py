@@ -7,7 +7,7 @@ of backward, the update. `memory_timeline.py` has every moment of a replayed ste
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import reduce
@@ -22,7 +22,7 @@ from profiles.ops import Num
 from simulator.layout import stage_parts
 from simulator.part_bytes import LOSS_PARTS, PartBytes, Pieces, pieces_of
 from simulator.schedules import SCHEDULES, Table, homes, stage_rank
-from simulator.schedules.moments import Kinds, Moments, rank_moments, row_moments
+from simulator.schedules.moments import Kinds, Moments, covers, rank_moments, row_moments
 from simulator.software import Software
 from simulator.states import ROOTS
 from simulator.strategy import Pipe, by_pipe
@@ -63,14 +63,28 @@ def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
     return Memory(peak_bytes=sum(held.values()), usable_bytes=accelerator.memory_bytes, parts_bytes=held)
 
 
+def mean_states(model: ModelSpec, pieces: Pieces, pp: int) -> Num:
+    """Return the bytes of weights and optimizer states that pipeline ranks hold on the average: the peak of the fullest is no
+    less."""
+    counts: Counter[Part] = Counter()
+    for part, num in stage_parts(model, 1)[0]:
+        counts[part] += num
+    return sum(num * (pieces.parts[part].weights + pieces.parts[part].optimizer) for part, num in counts.items()) / pp
+
+
 def _fullest_rank(model: ModelSpec, software: Software, pieces: Pieces, accelerator: Accelerator, pipe: Pipe) -> Held:
     ranks = _ranks_of_pipe(model, pipe)
     alike = [[stage[1:] for stage in own] for own in ranks]
     # of ranks with the same stages the first or the last holds most, but where halves of backwards wait in between
     split = SCHEDULES[pipe.schedule].splits_backward
-    fullest = [i for i in range(len(ranks)) if split or alike[i] not in alike[:i] or alike[i] not in alike[i + 1 :]]
-    return reduce(_fuller, (
-        _rank_peak(pieces, ranks[i], _moments_of_pipe(pipe, i, ranks[i], pieces), software, accelerator) for i in fullest))
+    known = {i: _moments_of_pipe(pipe, i, ranks[i], pieces) for i in range(len(ranks))
+             if split or alike[i] not in alike[:i] or alike[i] not in alike[i + 1 :]}
+    fullest: list[int] = []
+    for i in known:
+        same = [other for other in fullest if alike[other] == alike[i]]
+        if not any(covers(known[other], known[i]) for other in same):
+            fullest = [other for other in fullest if other not in same or not covers(known[i], known[other])] + [i]
+    return reduce(_fuller, (_rank_peak(pieces, ranks[i], known[i], software, accelerator) for i in fullest))
 
 
 def _fuller(one: Held, other: Held) -> Held:
@@ -200,7 +214,7 @@ def waiting_bytes(pieces: Pieces, own: Sequence[OwnStage], moments: Moments, sof
     whole, rest, made = moments.held[:, :, 0], moments.held[:, :, 1], moments.held[:, :, 2]
     kinds = _one_of_each(own)
     shape = np.broadcast_shapes(*(np.shape(value) for value in pieces.values()))
-    members = [np.flatnonzero(moments.where == i) for i in range(len(moments.held))]
+    members = [_run_of(np.flatnonzero(moments.where == i)) for i in range(len(moments.held))]
 
     def of(times: NDArray[np.int64], values: Sequence[Num]) -> NDArray[np.float64]:
         """Return so many times the values of each kind, added up."""
@@ -209,9 +223,9 @@ def waiting_bytes(pieces: Pieces, own: Sequence[OwnStage], moments: Moments, sof
         matrix = np.stack([np.broadcast_to(np.asarray(value, dtype=float), shape) for value in values])
         found = np.empty((times.shape[1], *shape))
         if len(times) == 1:
-            return np.einsum("ik,k...->i...", times[0].astype(float), matrix, out=found)
+            return np.tensordot(times[0].astype(float), matrix, axes=1)
         for rows, some in zip(times.astype(float), members, strict=True):
-            found[:, some] = np.einsum("ik,kj->ij", rows, matrix[:, some])
+            found[:, some] = rows @ matrix[:, some]
         return found
 
     def each(field: str, loss: bool) -> list[Num]:
@@ -224,6 +238,12 @@ def waiting_bytes(pieces: Pieces, own: Sequence[OwnStage], moments: Moments, sof
     gradients = [one + other for one, other in zip(each("gradients", False), each("gradients", True), strict=True)]
     late = made if software.late_gradients else np.ones_like(made) * np.bincount(kinds_of(own))
     return Waiting(layers, losses, of(*_piped_bytes(pieces, own, whole, software)), of(late, gradients))
+
+
+def _run_of(indices: NDArray[np.int64]) -> slice | NDArray[np.int64]:
+    """Return indices as a slice where they are a run: no copy is made of what it picks."""
+    first, last = (int(indices[0]), int(indices[-1])) if len(indices) else (0, -1)
+    return slice(first, last + 1) if last - first + 1 == len(indices) else indices
 
 
 def _piped_bytes(

@@ -155,7 +155,7 @@ def test_quickstart_checks_before_it_starts(run, tmp_path: Path) -> None:  # typ
 
 def test_usage(run) -> None:  # type: ignore[no-untyped-def]
     mistake(run("plam"), "plam")
-    mistake(run("plan", "gpt2"), "cluster")
+    mistake(run("plan", "gpt2", "--tokens", "1T"), "cluster")
     mistake(run("estimate", *LARGE, "--tp", "two"), "tp", "two")
     mistake(run("estimate", *LARGE, "--zero", "4"), "zero", "4")
     mistake(run("estimate", *LARGE, "--recompute", "some"), "recompute", "'some'", "selective")

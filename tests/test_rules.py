@@ -16,7 +16,7 @@ from executor.engine import FAMILIES, refusal
 from executor.launch import check_launch
 from executor.run import Job
 from planner.question import Question, ask
-from planner.rules import RULES, illegal_reason, first_broken
+from planner.rules import RULES, first_broken, illegal_reason
 from profiles import files
 from profiles.families import load_model
 from profiles.families.llama import llama_spec

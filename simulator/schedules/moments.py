@@ -51,6 +51,15 @@ def rank_moments(name: str, rank: int, p: int, m: Num, kinds: Kinds) -> Moments:
     return _side_by_side([_tabled(name, rank, p, size, kinds) for size in sizes.tolist()], where)
 
 
+def covers(one: Moments, other: Moments) -> bool:
+    """Return whether at each moment of another rank with the same stages this one holds as much or more at one of its own."""
+    if len(one.held) != len(other.held):
+        return False
+    alike = np.array([[start == own for own in one.passes] for start in other.passes])
+    more = (other.held[:, :, None] <= one.held[:, None]).all(axis=(3, 4))
+    return bool((more & alike).any(axis=2).all())
+
+
 def _one_of(kinds: Kinds) -> NDArray[np.int64]:
     """Return 1 where a stage [row] is of a kind [column]."""
     return np.equal.outer(kinds, np.arange(max(kinds) + 1)).astype(np.int64)
