@@ -4,11 +4,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from statistics import median
 from typing import Any, get_type_hints
 
-import numpy as np
-import pandas as pd
 from pydantic import TypeAdapter, ValidationError
 from rich.markup import escape
 from rich.table import Table
@@ -18,13 +15,13 @@ from planner.economics import run_days, run_usd
 from planner.plan import Plan, StrategyFile
 from planner.predict import Prediction, predict_replayed
 from profiles import files
+from profiles.cost import peak_flop_per_s
 from profiles.files import BadInput
 from profiles.units import show, significant
-from simulator.breakdown import breakdown
+from reports.measured import as_recorded, measured_breakdown, records_dp
 from simulator.estimate import BREAKDOWN
 from simulator.software import software_from
 from simulator.strategy import Strategy
-from simulator.timeline import Timeline
 
 TERMS = {
     "compute": "compute", "bubble": "pipeline bubble", "exposed_tp": "exposed tp communication",
@@ -36,8 +33,6 @@ TERMS = {
 """Names of a step's terms; the last two are sums of terms that a run does not record apart."""
 ROUNDING_S = 1e-9
 """Less of a step than this is what adding up left over, and is shown as nothing."""
-MAX_STEPS_JOINED = 200
-"""A run's breakdown is the median over at most this many steps, evenly spread over those after the warm-up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -149,11 +144,11 @@ def compare_plan_run(plan: Plan, run: Run) -> Comparison:
             second=float(max(run.peak_memory_bytes))),
     )
     measured = measured_breakdown(run)
-    apart = _records_dp(run)
-    predicted = _as_recorded(prediction.breakdown_s, apart)
+    apart = records_dp(run)
+    predicted = as_recorded(prediction.breakdown_s, apart)
     terms = tuple(
         Row(key=term, quantity=TERMS[term], unit="s", first=predicted[term], second=seconds)
-        for term, seconds in (_as_recorded(measured, apart) if measured else {}).items()
+        for term, seconds in (as_recorded(measured, apart) if measured else {}).items()
     )
     return Comparison(
         title=f"{plan.question.model.name}, {plan.strategy.describe()}", sides=("predicted", "measured"),
@@ -170,41 +165,6 @@ def comparable_bytes(peak_bytes: float, parts_bytes: dict[str, float], *, cuda: 
     return peak_bytes - (parts_bytes.get("framework", 0.0) + parts_bytes.get("slack", 0.0) if cuda else 0.0)
 
 
-def measured_breakdown(run: Run) -> dict[str, float] | None:
-    """Return the medians over the measured steps of where a step's time went; None if no pass was recorded."""
-    is_step = run.timeline["op"] == "step"
-    actions = run.timeline[~is_step].copy()
-    if actions.empty:
-        return None
-    begins = {rank: np.sort(rows["start_s"].to_numpy(float)) for rank, rows in run.timeline[is_step].groupby("rank")}
-    step = pd.Series(-1, index=actions.index)
-    for rank, rows in actions.groupby("rank"):
-        step[rows.index] = np.searchsorted(begins.get(rank, np.zeros(0)), rows["start_s"], side="right") - 1
-    after = np.arange(run.job.num_warmup_steps, run.job.num_steps)
-    joined = set(after[np.unique(np.linspace(0, len(after) - 1, MAX_STEPS_JOINED).astype(int))].tolist())
-    parts = [
-        breakdown(Timeline(rows=rows, step_time_s=run.step_times_s[int(index)]))
-        for index, rows in actions.groupby(step) if int(index) in joined
-    ]
-    return {term: median(p[term] for p in parts) for term in BREAKDOWN} if parts else None
-
-
-def _records_dp(run: Run) -> bool:
-    """Return whether a run has its dp communication apart from the passes."""
-    return bool((run.timeline["stream"] == "dp").any())
-
-
-def _as_recorded(parts: dict[str, float], dp_apart: bool) -> dict[str, float]:
-    """Return a breakdown in the terms that a run records: communication inside a pass is a part of that pass."""
-    inside = parts["compute"] + parts["exposed_tp"] + parts["exposed_cp"] + parts["exposed_ep"]
-    dp = {"exposed_dp": parts["exposed_dp"]} if dp_apart else {}
-    waiting = parts["bubble"] + parts["exposed_pp"] + parts["data"] + parts["other"]
-    return {
-        "passes": inside + (0.0 if dp_apart else parts["exposed_dp"]), **dp, "optimizer": parts["optimizer"],
-        "waiting": waiting,
-    }
-
-
 def compare_plans(plan_a: Plan, plan_b: Plan) -> Comparison:
     """Return two plans against each other; the breakdown's differences add up to that of the step."""
     (a, _), (b, _) = current_prediction(plan_a), current_prediction(plan_b)
@@ -219,6 +179,9 @@ def compare_plans(plan_a: Plan, plan_b: Plan) -> Comparison:
             ("days", "days", "days"), ("gpu_hours", "GPU-hours", "hours"), ("usd", "cost", "usd"),
         )
     )
+    rates = [p.mfu * peak_flop_per_s(plan.question.cluster.accelerator, p.strategy.matmul or p.strategy.dtype)
+             for p, plan in ((a, plan_a), (b, plan_b))]
+    rate = Row(key="model_flop_per_s_per_gpu", quantity="model FLOP/s per GPU", unit="FLOP/s", first=rates[0], second=rates[1])
     terms = tuple(
         Row(key=term, quantity=TERMS[term], unit="s", first=a.breakdown_s.get(term, 0.0),
             second=b.breakdown_s.get(term, 0.0))
@@ -226,7 +189,35 @@ def compare_plans(plan_a: Plan, plan_b: Plan) -> Comparison:
     )
     sides = [f"{p.question.model.name} on {p.question.cluster_text}: {p.strategy.describe()}" for p in (plan_a, plan_b)]
     return Comparison(title=f"A: {sides[0]}\nB: {sides[1]}", sides=("A", "B"), prefixes=("a_", "b_"),
-                      rows=(tokens, *rows), breakdown=terms, facts={"a": sides[0], "b": sides[1]})
+                      rows=(tokens, *rows[:3], rate, *rows[3:]), breakdown=terms, facts={"a": sides[0], "b": sides[1]})
+
+
+def compare_runs(run_a: Run, run_b: Run) -> Comparison:
+    """Return two runs against each other, of any model and strategy."""
+    both = (run_a, run_b)
+    tokens, ranks = ([float(getattr(r.job.strategy, f)) for r in both] for f in ("tokens_per_step", "world_size"))
+    rows = tuple(
+        Row(key=key, quantity=quantity, unit=unit, first=values[0], second=values[1])
+        for key, quantity, unit, values in (
+            ("tokens_per_step", "tokens of a step", "tokens", tokens),
+            ("step_time_s", "step time, median", "s", [r.step_time_s for r in both]),
+            ("tokens_per_s", "throughput", "tokens/s", [r.tokens_per_s for r in both]),
+            ("tokens_per_s_per_gpu", "throughput per rank", "tokens/s",
+             [r.tokens_per_s / n for r, n in zip(both, ranks, strict=True)]),
+            ("peak_memory_bytes", "peak memory, fullest rank", "bytes", [float(max(r.peak_memory_bytes)) for r in both]),
+            ("final_loss", "final loss", "nats", [r.losses[-1] for r in both]),
+        )
+    )
+    apart = all(map(records_dp, both))
+    parts = [measured_breakdown(r) for r in both]
+    first, second = (as_recorded(p, apart) if p else {} for p in parts)
+    sides = [f"{r.job.model.name} on {int(n)} ranks: {r.job.strategy.describe()}" for r, n in zip(both, ranks, strict=True)]
+    return Comparison(
+        title=f"A: {sides[0]}\nB: {sides[1]}", sides=("A", "B"), prefixes=("a_", "b_"), rows=rows,
+        breakdown=tuple(Row(key=t, quantity=TERMS[t], unit="s", first=first.get(t), second=second.get(t))
+                        for t in (first or second)),
+        facts={"a": sides[0], "b": sides[1]},
+    )
 
 
 def comparison_table(comparison: Comparison) -> Table:
@@ -257,6 +248,8 @@ def shown(value: float | None, unit: str, digits: int = 3) -> str:
         return f"{significant(value, digits) if abs(value) >= 1 else 0} s"
     if unit in ("s", "bytes", "usd"):
         return show(value, unit, digits)
+    if unit == "FLOP/s":
+        return show(value, "flop_per_s", digits)
     if unit == "ratio":
         return f"{100 * value:.1f} %"
     if unit in ("tokens", "tokens/s") and abs(value) >= 1e5:

@@ -29,13 +29,13 @@ from reports.compare import (
     compare_plans,
     comparison_table,
     current_prediction,
-    measured_breakdown,
     per_cent,
     share,
     shown,
     span,
 )
 from reports.figures import action_spans
+from reports.measured import measured_breakdown
 from reports.page import drawn_windows, render_page, write_page
 from simulator.software import Software
 from simulator.strategy import Strategy
