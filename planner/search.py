@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -85,17 +89,18 @@ def search(
     started = time.perf_counter()
     tell = on_progress or (lambda share: None)
     axes = axes or whole_space(question)
-    tally = _Tally(axes, refuse, cost_model(question.cluster))
+    tally = _Tally(axes["order"], refuse, cost_model(question.cluster))
     parts = list(blocks(question, axes))
     total, done = sum(block.size for block in parts), 0
-    for block in parts:
-        tally.add(block)
+    for block, found in zip(parts, _on_cores(tally.of, parts, total), strict=True):
+        tally.merge(found)
         done += block.size
         tell(0.9 * done / total)
     ranked: list[tuple[Prediction, Question]] = []
     chosen = tally.chosen()
-    for candidate in chosen:
-        ranked.append((predict_replayed(candidate.question, candidate.strategy, tally.cost)[0], candidate.question))
+    replays = _on_cores(lambda c: predict_replayed(c.question, c.strategy, tally.cost)[0], chosen, total)
+    for candidate, prediction in zip(chosen, replays, strict=True):
+        ranked.append((prediction, candidate.question))
         tell(0.9 + 0.1 * len(ranked) / len(chosen))
     ranked.sort(key=lambda p: (p[0].step_time_s / p[0].strategy.global_batch, p[0].peak_memory_bytes))
     return Found(
@@ -106,23 +111,70 @@ def search(
     )
 
 
+Given = TypeVar("Given")
+Gives = TypeVar("Gives")
+
+
+def _on_cores(function: Callable[[Given], Gives], values: Sequence[Given], size: int) -> Iterator[Gives]:
+    """Return the results of a function in the order of its values; those of a large space are found on all cores."""
+    global _function
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
+    if size < WORTH_PROCESSES or cores == 1 or "fork" not in multiprocessing.get_all_start_methods():
+        yield from map(function, values)
+        return
+    # the processes are forked with the function, so that nothing is sent but values and results
+    _function = function
+    with ProcessPoolExecutor(cores, multiprocessing.get_context("fork")) as pool:
+        # the longest first, so that none is left alone at the end
+        longest = sorted(range(len(values)), key=lambda i: -getattr(values[i], "size", 0))
+        found = {i: pool.submit(_call, values[i]) for i in longest}
+        yield from (found[i].result() for i in range(len(values)))
+
+
+def _call(value: Any) -> Any:
+    return _function(value)
+
+
+_function: Callable[[Any], Any] = str
+WORTH_PROCESSES = 3_000_000
+"""Strategies of a space, legal or not, from which on more than one process prices them."""
+
+
 class _Tally:
     """Prices blocks, keeps the best and counts why others are out."""
 
-    def __init__(self, axes: Axes, refuse: Refuse | None, cost: CostModel) -> None:
-        self.refuse, self.cost = refuse, cost
-        self.rules = (*CELL_RULES, *same_as_another(axes["order"]))
+    def __init__(self, orders: Sequence[str], refuse: Refuse | None, cost: CostModel) -> None:
+        self.orders, self.refuse, self.cost = orders, refuse, cost
         self.counts: Counter[str] = Counter()
         self.priced = 0
         self.best: dict[str, list[Candidate]] = {}
         self.short: list[Candidate] = []
         self.rejected: dict[str, list[Rejected]] = {}
 
+    def of(self, block: Block) -> _Tally:
+        """Return the tally of one block."""
+        found = _Tally(self.orders, self.refuse, self.cost)
+        found.add(block)
+        # what comes back from another process must not hold functions
+        found.refuse = None
+        return found
+
+    def merge(self, other: _Tally) -> None:
+        """Add what another one found."""
+        self.priced += other.priced
+        self.counts.update(other.counts)
+        for rule, some in other.rejected.items():
+            self.rejected[rule] = [*self.rejected.get(rule, []), *some][:NUM_REJECTED_SHOWN]
+        for schedule, some_best in other.best.items():
+            self.best[schedule] = _first([*self.best.get(schedule, []), *some_best], NUM_REPLAYED)
+        self.short = sorted([*self.short, *other.short], key=lambda c: c.peak_bytes)[:NUM_REJECTED_SHOWN]
+
     def add(self, block: Block) -> None:
         """Price what is legal in a block."""
         question = block.question
-        broken = first_broken(block.grid, question, self.rules, block.shape)
-        for i, rule in enumerate(self.rules):
+        rules = (*CELL_RULES, *same_as_another(self.orders))
+        broken = first_broken(block.grid, question, rules, block.shape)
+        for i, rule in enumerate(rules):
             breaks = np.argwhere(broken == i)
             self.counts[rule.name] += len(breaks) * len(block.pipes)
             if len(breaks):
@@ -218,7 +270,7 @@ class _Tally:
                       strategy=_with(cells.pick(int(i)), pipe)) for i in order if seconds[i] / batch < worst
         ]
         if new:
-            self.best[pipe.schedule] = sorted([*known, *new], key=lambda c: (c.seconds, c.peak_bytes))[:NUM_REPLAYED]
+            self.best[pipe.schedule] = _first([*known, *new], NUM_REPLAYED)
 
     def _keep_short(
         self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...], peaks: NDArray[np.float64]
@@ -235,8 +287,7 @@ class _Tally:
 
     def chosen(self) -> list[Candidate]:
         """Return what is replayed: the best of all, and some of each schedule."""
-        best = sorted((c for some in self.best.values() for c in some), key=lambda c: (c.seconds, c.peak_bytes))
-        first = best[:NUM_REPLAYED]
+        first = _first([c for some in self.best.values() for c in some], NUM_REPLAYED)
         return first + [c for some in self.best.values() for c in some[:NUM_OF_EACH] if not any(c is other for other in first)]
 
     def examples(self, question: Question) -> tuple[Rejected, ...]:
@@ -249,6 +300,10 @@ class _Tally:
         by_rule = [short, *self.rejected.values()]
         turns = max((len(rows) for rows in by_rule), default=0)
         return tuple([rows[i] for i in range(turns) for rows in by_rule if i < len(rows)][:NUM_REJECTED_SHOWN])
+
+
+def _first(candidates: list[Candidate], num: int) -> list[Candidate]:
+    return sorted(candidates, key=lambda c: (c.seconds, c.peak_bytes))[:num]
 
 
 def _with(cells: Strategy, pipe: PipeChoice) -> Strategy:

@@ -35,15 +35,19 @@ AXES = {
     "global_batch": "sequences of a step", "precision": "what is computed in",
 }
 """Axis -> what its values are."""
-SHARES = (0.25, 0.5, 0.75)
+SHARES = (0.5,)
 """Shares of the layers that full recomputation is tried on, beside all."""
 FEWER = ((0, 0), (0, 1), (1, 1))
 EVEN = "even"
 """Every number of chunks that divides the layers of a pipeline rank, with embedding and head counted as layers or not."""
-USUAL_ORDERS = ("", "tp-cp-pp-dp", "cp-tp-dp-pp", "dp-tp-cp-pp", "pp-tp-cp-dp")
-"""The usual order, Llama 3's with dp outermost (arXiv 2407.21783, section 3.3.2), and each other axis innermost."""
-SHORTEST_PIECE = 4096
-"""Tokens of a sequence that a cp rank holds at the least in the brief space."""
+USUAL_ORDERS = ("", "tp-cp-pp-dp", "cp-tp-dp-pp", "dp-tp-cp-pp")
+"""The usual order, Llama 3's with dp outermost (arXiv 2407.21783, section 3.3.2), and cp or dp innermost."""
+SHORTEST_PIECE = 1024
+"""Tokens of a sequence that a cp rank holds at the least, where the degrees of cp are not given."""
+MOST_NODES_OF_TP = 2
+"""Nodes over which tensor parallelism is tried, where its degrees are not given."""
+HYBRID = (1, 3)
+"""ZeRO levels that are tried with hybrid groups."""
 GROUP_STEP = 8
 """Hybrid groups larger than a node are tried in these steps."""
 
@@ -87,9 +91,11 @@ def whole_space(question: Question) -> Axes:
     while groups and groups[-1] * GROUP_STEP < num:
         groups.append(groups[-1] * GROUP_STEP)
     return {
-        "tp": degrees, "cp": degrees, "pp": degrees, "ep": tuple(divisors(experts)) if experts else (1,),
+        "tp": tuple(d for d in degrees if d <= MOST_NODES_OF_TP * node),
+        "cp": tuple(d for d in degrees if d == 1 or question.seq_len // d >= SHORTEST_PIECE),
+        "pp": tuple(d for d in degrees if d <= question.model.num_layers), "ep": tuple(divisors(experts)) if experts else (1,),
         "etp": tuple(divisors(node)) if experts else (1,),
-        "zero": (*((level, 0) for level in range(4)), *((level, group) for level in (1, 2, 3) for group in groups)),
+        "zero": (*((level, 0) for level in range(4)), *((level, group) for level in HYBRID for group in groups)),
         "recompute": (*((name, 1.0) for name in RECOMPUTE), *(("full", share) for share in SHARES)),
         "micro_batch": tuple(divisors(question.global_batch)), "schedule": tuple(SCHEDULES),
         "chunks": (EVEN,), "fewer": FEWER, "context": CONTEXT, "order": USUAL_ORDERS,
@@ -104,8 +110,7 @@ def brief_space(question: Question) -> Axes:
         "zero": tuple((level, 0) for level in range(4)), "recompute": tuple((name, 1.0) for name in RECOMPUTE),
         "schedule": ("1F1B", "Interleaved1F1B"), "chunks": (1, 2, 4, 8),
         "fewer": FEWER[:1], "context": CONTEXT[:1], "order": ("",),
-        "cp": tuple(c for c in whole["cp"] if c == 1 or question.seq_len // c >= SHORTEST_PIECE),
-        "etp": (1,),
+        "cp": tuple(c for c in whole["cp"] if c == 1 or question.seq_len // c >= 4 * SHORTEST_PIECE), "etp": (1,),
     }
 
 
