@@ -42,6 +42,7 @@ from profiles.measure.devices import num_devices
 from profiles.model import ModelSpec
 from profiles.tables import write_table
 from profiles.units import parse, show
+from reports.bill_tables import bill_tables, plan_bill
 from reports.compare import compare_plan_run, comparison_table
 from reports.compare_command import compare_json, compare_paths, compare_screen, write_waterfall
 from reports.console import (
@@ -259,11 +260,13 @@ def estimate(
     plan_ = plan_from_prediction(question, prediction, profile)
     if out is not None:
         write_plan(plan_, out)
+    paid = plan_bill(plan_)
     if as_json:
-        _print_json(plan_.prediction)
+        _print_json(plan_.prediction | {"bill": paid.as_dict()})
     else:
         console.print(prediction_table(plan_.prediction, strategy, _title(question)))
-        _print_assumptions(question)
+        console.print(*bill_tables(paid), sep="\n")
+        _print_assumptions(question, paid.assumptions)
     raise typer.Exit(0 if prediction.fits else 1)
 
 
@@ -359,9 +362,9 @@ def _title(question: Question) -> str:
     return f"{question.model.name} on {question.cluster_text} ({cluster.num_gpus} x {cluster.accelerator.title})"
 
 
-def _print_assumptions(question: Question) -> None:
+def _print_assumptions(question: Question, more: Sequence[str] = ()) -> None:
     console.print("Assumed:", style="bold")
-    for line in question.assumptions:
+    for line in (*question.assumptions, *more):
         console.print(f"  {line}", soft_wrap=True, highlight=False)
 
 
@@ -464,13 +467,15 @@ def plan(
     plan_ = plan_from_search(found.question, found, profile)
     write_plan(plan_, out)
     write_page(plan_, out.with_suffix(".html"), timeline=predict_replayed(found.question, plan_.strategy)[1])
+    paid = plan_bill(plan_)
     if as_json:
-        _print_json(plan_json(plan_, found))
+        _print_json(plan_json(plan_, found) | {"bill": paid.as_dict()})
         return
     console.print(prediction_table(plan_.prediction, plan_.strategy, _title(question)))
+    console.print(*bill_tables(paid), sep="\n")
     console.print(runners_up_table(found.best, found.runners_up))
     console.print(rejected_table(found))
-    _print_assumptions(question)
+    _print_assumptions(question, paid.assumptions)
     console.print(f"{out} and {out.with_suffix('.html')}", soft_wrap=True)
 
 

@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 
 import numpy as np
 
-from profiles.hardware import Cluster, Price
+from profiles.hardware import Price
 from profiles.ops import Num
 
 SECONDS_PER_DAY = 86400.0
@@ -93,13 +93,6 @@ def training_flop(hours: Num, peak_flop_per_s: float, mfu: Num, goodput: Num = 1
 def hours_of_flop(flop: Num, peak_flop_per_s: float, mfu: Num, goodput: Num = 1.0) -> Num:
     """Return the accelerator-hours that so much model FLOP takes."""
     return flop / (3600.0 * peak_flop_per_s * mfu * goodput)
-
-
-def energy_kwh(days: Num, cluster: Cluster) -> Num | None:
-    """Return kilowatt-hours at the nodes' maximum power, or None where the cluster states none."""
-    if cluster.node_power_w is None:
-        return None
-    return facility_kwh(days, cluster.num_nodes, cluster.node_power_w)
 
 
 def facility_kwh(days: Num, num_nodes: Num, node_w: Num, pue: Num = 1.0) -> Num:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from planner.economics import energy_kwh, gpu_hours, run_days, run_usd
+from planner.economics import gpu_hours, run_days, run_usd
 from planner.question import Question
 from profiles.cost import CostModel, cost_model
 from simulator.breakdown import breakdown, with_exposed_sends
@@ -42,7 +42,6 @@ class Prediction:
     days_p90: float
     gpu_hours: float
     usd: float | None
-    energy_kwh: float | None
 
     def as_dict(self) -> dict[str, Any]:
         """Return the prediction with plain values, for JSON and plan files."""
@@ -83,7 +82,6 @@ def _prediction(
     hours = float(gpu_hours(days, question.cluster.num_gpus))
     usd = run_usd(hours, question.price)
     rate = float(tokens_per_s(strategy, step))
-    energy = energy_kwh(days, question.cluster)
     return Prediction(
         strategy=strategy, step_time_s=step, p10_s=step * low, p90_s=step * high, tokens_per_s=rate,
         tokens_per_s_per_gpu=rate / float(strategy.world_size),
@@ -92,5 +90,4 @@ def _prediction(
         peak_memory_bytes=float(memory.peak_bytes), usable_memory_bytes=float(memory.usable_bytes),
         memory_bytes={k: float(v) for k, v in memory.parts_bytes.items()}, fits=bool(memory.fits), breakdown_s=parts,
         days=days, days_p10=days * low, days_p90=days * high, gpu_hours=hours, usd=None if usd is None else float(usd),
-        energy_kwh=None if energy is None else float(energy),
     )

@@ -133,11 +133,9 @@ def _slower(prediction: Prediction, factor: float) -> Prediction:
     longer = {name: getattr(p, name) * factor for name in ("step_time_s", "p10_s", "p90_s", "days", "days_p10", "days_p90",
                                                            "gpu_hours")}
     rates = {name: getattr(p, name) / factor for name in ("tokens_per_s", "tokens_per_s_per_gpu", "mfu", "hfu")}
-    paid: dict[str, Any] = {
-        name: None if getattr(p, name) is None else getattr(p, name) * factor for name in ("usd", "energy_kwh")
-    }
+    usd = None if p.usd is None else p.usd * factor
     other = p.breakdown_s["other"] + p.step_time_s * (factor - 1.0)
-    return replace(p, **longer, **rates, **paid, breakdown_s=p.breakdown_s | {"other": other})
+    return replace(p, **longer, **rates, usd=usd, breakdown_s=p.breakdown_s | {"other": other})
 
 
 def point_at(base: Scenario, settings: tuple[Setting, ...], values: tuple[Any, ...], method: Method) -> Point:

@@ -7,9 +7,22 @@ from itertools import groupby
 
 from rich.table import Table
 
-from planner.bill import Bill
+from planner.bill import Bill, bill
 from planner.economics import Band
+from planner.plan import Plan
 from profiles.units import show, significant
+from reports.run_command import RunOptions, run_case
+
+
+def plan_bill(plan: Plan) -> Bill:
+    """Return the bill of a plan, with failures and checkpoints in closed form."""
+    case, _, _ = run_case(plan, plan.prediction, RunOptions())
+    return bill(plan.question, plan.strategy, plan.prediction, case=case)
+
+
+def bill_tables(bill: Bill) -> list[Table]:
+    """Return the tables of a bill: the terms only where a price is known."""
+    return [bill_table(bill), terms_table(bill)] if bill.terms else [bill_table(bill)]
 
 
 def bill_table(bill: Bill) -> Table:

@@ -63,8 +63,6 @@ def prediction_table(prediction: dict[str, Any], strategy: Strategy, title: str)
     table.add_row("days", f"{significant(p['days'])}  (P10 {significant(p['days_p10'])}, P90 {significant(p['days_p90'])})")
     table.add_row("GPU-hours", significant(p["gpu_hours"], 4))
     table.add_row("cost", "no price known" if p["usd"] is None else show(p["usd"], "usd"))
-    if p["energy_kwh"] is not None:
-        table.add_row("energy", f"{significant(p['energy_kwh'], 3)} kWh at the nodes' maximum power")
     spent = [(k, v) for k, v in p["breakdown_s"].items() if v > 0.0005 * p["step_time_s"]]
     table.add_row("a step's time", ", ".join(f"{k} {v / p['step_time_s']:.1%}" for k, v in spent))
     return table

@@ -109,5 +109,5 @@ def with_data(prediction: Prediction, plan: Plan, path: Path | None) -> Predicti
         tokens_per_s_per_gpu=p.tokens_per_s_per_gpu / longer, mfu=p.mfu / longer, hfu=p.hfu / longer,
         breakdown_s=p.breakdown_s | {"data": p.breakdown_s["data"] + step_s - p.step_time_s}, days=days,
         days_p10=days * low / step_s, days_p90=days * high / step_s, gpu_hours=p.gpu_hours * longer,
-        usd=None if p.usd is None else p.usd * longer, energy_kwh=None if p.energy_kwh is None else p.energy_kwh * longer,
+        usd=None if p.usd is None else p.usd * longer,
     )

@@ -143,13 +143,17 @@ class Strategy:
     def describe(self) -> str:
         """Return the strategy in one line, as a report shows it."""
         axes = [f"{a}={getattr(self, a)}" for a in ("dp", "tp", "cp", "pp", "ep", "etp") if getattr(self, a) != 1]
-        parts = [" ".join(axes) or "one rank", f"ZeRO-{self.zero}", f"recompute {self.recompute}",
+        groups = f" in groups of {self.shard_group}" if self.shard_group else ""
+        some = f" of {self.recompute_share:g} of the layers" if self.recompute != "none" and self.recompute_share != 1 else ""
+        parts = [" ".join(axes) or "one rank", f"ZeRO-{self.zero}{groups}", f"recompute {self.recompute}{some}",
                  f"micro-batch {self.micro_batch} x {self.num_microbatches}"]
         if self.pp != 1:
             chunks = f" of {self.chunks} chunks" if self.chunks != 1 else ""
             parts.insert(1, f"{self.schedule}{chunks}")
         if self.layers:
             parts.insert(2, f"layers {brief_layers(self.layers)}")
+        if self.cp != 1:
+            parts.append(f"keys by {self.context.replace('_', '-')}")
         if self.order:
             parts.append(f"laid out {self.order}")
         if self.lora_rank:
