@@ -577,15 +577,18 @@ def run(
     first_sample: Annotated[int, typer.Option(help="With shards: samples that were trained before; the order goes on.")] = 0,
     learning_rate: Annotated[float, typer.Option(help="Step size of AdamW.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights and order of data.")] = 0,
+    schedule: Annotated[Path | None, typer.Option(help="Run this schedule table (CSV, torch's grammar) instead.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("run"),
     as_json: Json = False,
 ) -> None:
     """Train for real with torchrun, as the plan says, and compare with its prediction."""
     plan_ = read_plan(plan)
+    if schedule:
+        own_table(schedule, plan_)
     job = Job(
         model=plan_.question.model, strategy=plan_.strategy, out=str(out), num_steps=steps,
         num_warmup_steps=warmup_steps, data=data, first_sample=first_sample, learning_rate=learning_rate, seed=seed,
-        device=plan_.question.cluster.accelerator.device,
+        device=plan_.question.cluster.accelerator.device, table=str(schedule.resolve()) if schedule else "",
     )
     with progress("training") as advance:
         run_ = launch(job, lambda e: advance((e["step"] + 1) / steps, f"loss {e['loss']:.3f}"))

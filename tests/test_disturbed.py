@@ -10,6 +10,9 @@ from typing import Any
 import pytest
 from test_cli import Result, mistake, run
 
+import headway
+from executor.run import Job
+from profiles.files import BadInput
 from simulator.schedules import build_schedule, format_table
 
 __all__ = ["run"]
@@ -55,6 +58,24 @@ def test_a_schedule_of_ones_own_is_replayed(run: Run, plan: Path, tmp_path: Path
     rows[3][1:3] = rows[3][2:0:-1]
     own.write_text(format_table(rows))
     assert figures(run, plan, "--schedule", str(own))["step_time_s"] > figures(run, plan)["step_time_s"]
+
+
+def test_a_schedule_of_ones_own_is_the_one_that_trains(
+    run: Run, plan: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own, asked = tmp_path / "own.csv", list[str]()
+    own.write_text(format_table(build_schedule("1F1B", 4, 16)))
+
+    def launch(job: Job, *_: object) -> Run:
+        asked.append(job.table)
+        raise BadInput("device: stop here")
+
+    monkeypatch.setattr(headway, "launch", launch)
+    mistake(run("run", str(plan), "--schedule", "own.csv"), "stop here")
+    mistake(run("run", str(plan)), "stop here")
+    assert asked == [str(own), ""]
+    own.write_text("0F0,0B0\n1F0,1B0\n")
+    mistake(run("run", str(plan), "--schedule", "own.csv"), "has 2 pipeline ranks, the plan has 4")
 
 
 @pytest.mark.parametrize(("options", "parts"), [
