@@ -36,6 +36,8 @@ from reports.compare import (
     shown,
     span,
 )
+from reports.waterfall import WORDS, signed, waterfall_between
+from reports.waterfall_figure import waterfall_figure
 from simulator.layout import coordinates, distinct_ranks
 from simulator.memory import rank_memory
 from simulator.strategy import Strategy
@@ -98,7 +100,7 @@ def render_page(plan: Plan, *, run: Run | None = None, timeline: Timeline | None
     )
     environment.filters |= {
         "si": shown, "per_cent": per_cent, "significant": significant, "share": share, "span": span,
-        "duration": _days,
+        "duration": _days, "signed": signed,
     }
     context = {
         "plan": plan, "question": plan.question, "strategy": plan.strategy, "p": prediction,
@@ -203,7 +205,7 @@ def _run(plan: Plan, p: Prediction, run: Run) -> dict[str, Any]:
     sides = [{t: max(0.0, values[i]) for t, values in terms.items()} for i in (0, 1)]
     times = np.array(run.measured_step_times_s)
     shown_steps = np.unique(np.linspace(0, len(run.losses) - 1, NUM_LOSSES_SHOWN).round().astype(int)).tolist()
-    band = (p.p10_s, p.step_time_s, p.p90_s)
+    band, fall = (p.p10_s, p.step_time_s, p.p90_s), waterfall_between(plan, run)
     return {
         "comparison": comparison, "error_name": error_name(comparison),
         "step_figure": Markup(figures.step_times(run.step_times_s, run.job.num_warmup_steps, band)),
@@ -216,6 +218,8 @@ def _run(plan: Plan, p: Prediction, run: Run) -> dict[str, Any]:
         "loss_figure": Markup(figures.loss_curve(run.losses)),
         "losses": [(i + 1, run.losses[i]) for i in shown_steps],
         "sides_figure": Markup(figures.side_by_side(*sides)) if terms else None,
+        "fall": fall, "fall_figure": Markup(waterfall_figure(
+            fall.frame, fall.sides, (fall.first_s, fall.second_s), WORDS[fall.unit])) if fall else None,
         "term_colours": figures.TERM_COLOURS, "memory_ranks": _memory_by_rank(plan, run),
     }
 
