@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import lru_cache, reduce
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -74,17 +74,28 @@ def mean_states(model: ModelSpec, pieces: Pieces, pp: int) -> Num:
 
 def _fullest_rank(model: ModelSpec, software: Software, pieces: Pieces, accelerator: Accelerator, pipe: Pipe) -> Held:
     ranks = _ranks_of_pipe(model, pipe)
-    alike = [[stage[1:] for stage in own] for own in ranks]
-    # of ranks with the same stages the first or the last holds most, but where halves of backwards wait in between
-    split = SCHEDULES[pipe.schedule].splits_backward
-    known = {i: _moments_of_pipe(pipe, i, ranks[i], pieces) for i in range(len(ranks))
-             if split or alike[i] not in alike[:i] or alike[i] not in alike[i + 1 :]}
+    alike = tuple(tuple((tuple(stage.parts), *stage[2:]) for stage in own) for own in ranks)
+    sizes = tuple(np.unique(pieces.num_microbatches).tolist())
+    return reduce(_fuller, (
+        _rank_peak(pieces, ranks[i], _moments_of_pipe(pipe, i, ranks[i], pieces), software, accelerator)
+        for i in _fullest(pipe.schedule, sizes, alike, tuple(kinds_of(own) for own in ranks))))
+
+
+@lru_cache(maxsize=4096)
+def _fullest(
+    schedule: str, sizes: tuple[int, ...], alike: tuple[tuple[Any, ...], ...], kinds: tuple[Kinds, ...]
+) -> tuple[int, ...]:
+    """Return the ranks of a pipe that may hold most: of those with `alike` stages, those that no other covers."""
+    # the first or the last holds most, but where halves of backwards wait in between
+    split = SCHEDULES[schedule].splits_backward
+    known = {i: rank_moments(schedule, i, len(alike), np.array(sizes), kinds[i])
+             for i, own in enumerate(alike) if split or own not in alike[:i] or own not in alike[i + 1 :]}
     fullest: list[int] = []
-    for i in known:
+    for i, moments in known.items():
         same = [other for other in fullest if alike[other] == alike[i]]
-        if not any(covers(known[other], known[i]) for other in same):
-            fullest = [other for other in fullest if other not in same or not covers(known[i], known[other])] + [i]
-    return reduce(_fuller, (_rank_peak(pieces, ranks[i], known[i], software, accelerator) for i in fullest))
+        if not any(covers(known[other], moments) for other in same):
+            fullest = [other for other in fullest if other not in same or not covers(moments, known[other])] + [i]
+    return tuple(fullest)
 
 
 def _fuller(one: Held, other: Held) -> Held:

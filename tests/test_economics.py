@@ -18,7 +18,6 @@ from planner.economics import (
     accelerator_kwh,
     carbon_t,
     days_of,
-    energy_kwh,
     facility_kwh,
     gpu_hours,
     hours_for,
@@ -92,7 +91,7 @@ def test_arrays_are_numbers_side_by_side(days: list[float], watts: float) -> Non
 def test_energy_of_a_node_for_a_day() -> None:
     assert facility_kwh(1.0, 1, 1000.0) == pytest.approx(24.0)
     assert facility_kwh(2.0, 3, 1000.0, 1.5) == pytest.approx(216.0)
-    assert energy_kwh(1.0, load_cluster("dgx-h100:2")) == pytest.approx(2 * 24 * 10.2)
+    assert facility_kwh(1.0, 2, 10200.0) == pytest.approx(2 * 24 * 10.2)
     assert storage_usd(1e9, DAYS_PER_MONTH, 0.1) == pytest.approx(0.1)
     assert carbon_t(1000.0, 1.0) == 1.0
 
