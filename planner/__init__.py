@@ -5,5 +5,8 @@ from planner.predict import Prediction, predict
 from planner.question import Question, ask
 from planner.search import Found, search
 
-__all__ = ["Found", "Plan", "Prediction", "Question", "ask", "plan_from_prediction", "plan_from_search", "predict",
-           "read_plan", "search", "write_plan"]
+# last: the function takes the name of the module `plan` here, whose names come from `planner.plan`
+from planner.api import frame, plan  # isort: skip
+
+__all__ = ["Found", "Plan", "Prediction", "Question", "ask", "frame", "plan", "plan_from_prediction", "plan_from_search",
+           "predict", "read_plan", "search", "write_plan"]
