@@ -27,7 +27,6 @@ from planner.question import Question
 from profiles.files import BadInput
 from profiles.hardware import Accelerator, Price, prices
 from profiles.power import Factor, carbon_kg_per_kwh, load_factor, node_maximum_w, pue
-from profiles.reliability import Fleet
 from profiles.storage_prices import StoragePrice, storage_price
 from profiles.units import parse, show
 from simulator.run.interval_curve import expected_goodput
@@ -167,12 +166,7 @@ def _simulated_days(outcomes: Outcomes) -> Band:
 def goodput_at(case: Case, luck: float) -> float:
     """Return the expected goodput of a case whose fleet fails exp(spread x luck) times as often as its median."""
     t, c, factor = case.training, case.checkpoints, math.exp(case.fleet.spread * luck)
-    return expected_goodput(t, c, _failing(case.fleet, factor), c.interval_steps)
-
-
-def _failing(fleet: Fleet, factor: float) -> Fleet:
-    causes = tuple(replace(c, rate_per_s=c.rate_per_s * factor, early_share=c.early_share * factor) for c in fleet.causes)
-    return replace(fleet, causes=causes, spread=0.0)
+    return expected_goodput(t, c, replace(case.fleet.failing(factor), spread=0.0), c.interval_steps)
 
 
 def _usd(hours: Band, price: Price | None) -> Band | None:

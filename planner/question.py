@@ -93,7 +93,7 @@ def ask(
         assumptions.append(
             "memory and recomputation are those of torch's own engines: a pipeline keeps its buffers until the step ends"
         )
-    assumptions.append("days beside the step are those of an undisturbed run; the bill counts failures and checkpoints")
+    assumptions.append("days that stand beside a step are those of an undisturbed run: no failures, evaluation or checkpoints")
     return Question(
         model=model, cluster=cluster, cluster_text=cluster_text or f"{cluster.name}:{cluster.num_nodes}",
         tokens=tokens, seq_len=seq_len, global_batch=global_batch, precision=precision, software=software, price=price,

@@ -41,10 +41,7 @@ class RunInputs:
     @property
     def failing(self) -> Fleet:
         """Return the fleet with its failures as frequent as they are here; planned stops stay as they are."""
-        factor = self.failure_rate
-        causes = (replace(c, rate_per_s=c.rate_per_s * factor, early_share=min(1.0, c.early_share * factor))
-                  for c in self.fleet.causes)
-        return replace(self.fleet, causes=tuple(causes))
+        return self.fleet.failing(self.failure_rate)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
 from typing import Annotated
@@ -101,6 +101,11 @@ class Fleet:
             c.early_share * members(c, num_gpus, num_nodes) * -math.expm1(-over_s / c.early_decay_s)
             for c in self.causes if c.early_share
         )
+
+    def failing(self, factor: float) -> Fleet:
+        """Return the fleet with all failures, early ones too, so many times as frequent; planned stops stay as they are."""
+        causes = (replace(c, rate_per_s=c.rate_per_s * factor, early_share=c.early_share * factor) for c in self.causes)
+        return replace(self, causes=tuple(causes))
 
     @property
     def mean_repair_s(self) -> float:

@@ -8,19 +8,16 @@ from __future__ import annotations
 import gzip
 import heapq
 import json
-import os
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
-from profiles.files import check_target
+from profiles.files import check_target, whole
 
 COLUMNS = ("rank", "stream", "start_s", "end_s", "op", "pass", "layer", "microbatch", "bytes", "source")
 STREAMS = ("compute", "tp", "cp", "ep", "dp", "pp", "host")
@@ -106,29 +103,13 @@ def write_trace(
     what waits for it. `memory` has the columns rank, time_s, kind, bytes: so many bytes of a kind from that time on.
     """
     path = check_target(path)
-    with _whole(path) as file:
+    with whole(path) as file:
         packed = gzip.GzipFile("", "wb", 6, file, mtime=0) if path.suffix == ".gz" else file
         for text in _trace_text(timeline, names, memory):
             packed.write(text.encode("utf-8"))
         if packed is not file:
             packed.close()
     return path
-
-
-@contextmanager
-def _whole(path: Path) -> Iterator[IO[bytes]]:
-    """Yield a file under a temporary name beside a target that it replaces when all is written."""
-    fd, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-    try:
-        with os.fdopen(fd, "wb") as file:
-            yield file
-        umask = os.umask(0)
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def _trace_text(timeline: Timeline, names: Mapping[int, str], memory: pd.DataFrame | None) -> Iterator[str]:
