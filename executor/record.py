@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch.profiler import record_function
 
 from simulator.timeline import COLUMNS
 
@@ -46,9 +47,10 @@ class Recorder:
 
     @contextmanager
     def span(self, op: str, pass_: str, microbatch: int = WHOLE_STAGE, stream: str = "compute") -> Iterator[None]:
-        """Record one action; one that continues the action before it lengthens that row."""
+        """Record one action, named in a profiler's trace, too; one that continues the action before it lengthens that row."""
         start = self._mark()
-        yield
+        with record_function(f"{op} {pass_}{microbatch if microbatch >= 0 else ''}"):
+            yield
         row = {"stream": stream, "op": op, "pass": pass_, "microbatch": microbatch, "bytes": 0}
         if self._pending and self._pending[-1][2] == row:
             start = self._pending.pop()[0]

@@ -7,6 +7,7 @@ from itertools import product
 
 import numpy as np
 import pytest
+from held_laws import HELD
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
@@ -108,7 +109,7 @@ def test_as_many_micro_batches_wait_as_the_laws_of_the_schedules_say(name: str, 
     for rank in range(p):
         moments = rank_moments(name, rank, p, m, tuple(range(v)))
         most = moments.held[moments.where, :, :2].sum(axis=(2, 3)).max(axis=1)
-        assert most.tolist() == np.broadcast_to(SCHEDULES[name].held(rank, p, m, v), m.shape).tolist()
+        assert most.tolist() == np.broadcast_to(HELD[name](rank, p, m, v), m.shape).tolist()
         if name == "Interleaved1F1B":
             laid = (v - 1) * p + 2 * (p - rank - 1) + 1
             assert (most[(m % p == 0) & (m > 2 * p)] == laid).all()
@@ -306,7 +307,7 @@ def test_other_pipelines_hold_one_tensor_for_each_neighbour_at_a_time(p: int, v:
         software = Software(pipe_buffers=False, keeps_sent=keeps)
         at_once = 4 if v > 1 or 0 < rank < p - 1 else 2
         # of what is alive everything was sent on, but the micro-batch whose loss is computed
-        sent = SCHEDULES[schedule].held(rank, p, m, v) - (rank == p - 1) if keeps else 0
+        sent = HELD[schedule](rank, p, m, v) - (rank == p - 1) if keeps else 0
         assert piped(rank, software=software, **strategy) == pytest.approx(at_once + sent)
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-import weakref
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +11,10 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 import pytest
+from held_laws import most_held
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
+from live_storages import live_storages
 from replay_cases import CLUSTER, COST, IN_LINE, MODEL, SPARSE, strategy_of
 
 from headway import main
@@ -26,7 +27,7 @@ from simulator.memory import peak_memory, rank_memory
 from simulator.memory_timeline import MemoryTimeline, closed_form, memory_timeline
 from simulator.part_bytes import part_bytes
 from simulator.replay import play, rank_names, timeline_of
-from simulator.schedules import SCHEDULES, Table, build_schedule, homes, most_held, parse_table, passes, rank_stages, stage_rank
+from simulator.schedules import SCHEDULES, Table, build_schedule, homes, parse_table, passes, rank_stages, stage_rank
 from simulator.software import Software, load_software
 from simulator.strategy import Strategy
 from simulator.timeline import chrome_trace
@@ -302,22 +303,9 @@ def test_torch_keeps_its_graph_and_output_gradients_between_the_halves() -> None
     """Live storages behind `stage_backward_input`, of a stage without embedding and head."""
     torch = pytest.importorskip("torch")
     from torch.distributed.pipelining._backward import stage_backward_input
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
 
     from executor.model import materialise
     from executor.parallel import build_stage
-
-    sizes: dict[int, int] = {}
-
-    class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for t in tree_leaves(out):
-                if hasattr(t, "untyped_storage") and (key := t.untyped_storage()._cdata) not in sizes:
-                    sizes[key] = t.untyped_storage().nbytes()
-                    weakref.finalize(t.untyped_storage(), sizes.pop, key, None)
-            return out
 
     kind = MODEL.kinds[0]
     small = replace(MODEL, hidden=256, vocab=512, max_seq_len=256, pattern=(0,) * 6, kinds=(replace(
@@ -327,16 +315,16 @@ def test_torch_keeps_its_graph_and_output_gradients_between_the_halves() -> None
         stage = build_stage(small, strategy, 1)
         materialise(stage, torch.device("cpu"), 0, lambda _, x: x)
         x = torch.randn(1, 256, 256, requires_grad=True)
-        with Live():  # type: ignore[no-untyped-call]
+        with live_storages() as live:
             stage(x)
             gc.collect()
-            before = sum(sizes.values())
+            before = live.bytes
             out = stage(x)
             # what is received is counted between stages, and so is what is sent
             given = torch.randn_like(out)
             groups = stage_backward_input([out], [given], [x], iter(stage.parameters()))
             gc.collect()
-            kept = sum(sizes.values()) - before - out.nbytes - given.nbytes
+            kept = live.bytes - before - out.nbytes - given.nbytes
         layer = part_bytes(build_workload(small, strategy), "layer")
         assert kept == pytest.approx(2 * float(layer.deferred), rel=0.05)
         assert float(layer.deferred) > 1.5 * float(layer.saved)

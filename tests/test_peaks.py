@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import weakref
 from collections import defaultdict
-from collections.abc import Callable
 from dataclasses import replace
 from itertools import product
 from pathlib import Path
@@ -12,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from live_storages import live_storages
 
 from profiles.families import load_model, num_params
 from profiles.hardware import load_accelerator
@@ -64,31 +63,9 @@ def test_torch_holds_twelve_bytes_for_each_logit(dtype: str) -> None:
     def loss() -> Any:
         return torch.nn.functional.cross_entropy(torch.nn.functional.linear(x, w).float(), targets)
 
-    peak = peak_of_storages(lambda: loss().backward())
-    assert peak / (tokens * vocab) == pytest.approx(Software().logit_bytes, rel=0.02)
-
-
-def peak_of_storages(run: Callable[[], Any]) -> int:
-    """Return the most bytes of storages that were alive at once, of those made inside."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    sizes: dict[int, int] = {}
-    peak = [0]
-
-    class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for t in tree_leaves(out):
-                if hasattr(t, "untyped_storage") and (key := t.untyped_storage()._cdata) not in sizes:
-                    sizes[key] = t.untyped_storage().nbytes()
-                    weakref.finalize(t.untyped_storage(), sizes.pop, key, None)
-            peak[0] = max(peak[0], sum(sizes.values()))
-            return out
-
-    with Live():  # type: ignore[no-untyped-call]
-        run()
-    return peak[0]
+    with live_storages() as live:
+        loss().backward()
+    assert live.peak_bytes / (tokens * vocab) == pytest.approx(Software().logit_bytes, rel=0.02)
 
 
 def test_the_update_holds_copies_of_narrow_gradients() -> None:

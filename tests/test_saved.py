@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Callable
 from dataclasses import replace
 from itertools import combinations
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from live_storages import live_storages
 
 from profiles.families import load_model
 from profiles.families.llama import llama_spec
@@ -40,24 +40,10 @@ def dropped(model: ModelSpec, repeats: str, software: Software = MEGATRON, **cha
 
 def left_alive(run: Callable[[], Any]) -> int:
     """Return the bytes of storages made inside that are alive while the result is."""
-    from torch.utils._python_dispatch import TorchDispatchMode
-    from torch.utils._pytree import tree_leaves
-
-    sizes: dict[int, int] = {}
-
-    class Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            out = func(*args, **(kwargs or {}))
-            for t in tree_leaves(out):
-                if hasattr(t, "untyped_storage") and (key := t.untyped_storage()._cdata) not in sizes:
-                    sizes[key] = t.untyped_storage().nbytes()
-                    weakref.finalize(t.untyped_storage(), sizes.pop, key, None)
-            return out
-
-    with Live():  # type: ignore[no-untyped-call]
+    with live_storages() as live:
         held = run()
     assert held is not None
-    return sum(sizes.values())
+    return live.bytes
 
 
 @pytest.mark.parametrize("module", ["mlp", "core_attn"])

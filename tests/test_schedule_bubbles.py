@@ -6,10 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import pytest
+from held_laws import most_held
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from simulator.schedules import SCHEDULES, Action, Table, build_schedule, most_held, needs, passes, results
+from simulator.schedules import SCHEDULES, Action, Table, build_schedule, needs, passes, results
 
 ticks = st.integers(1, 32)
 ranks = st.sampled_from([1, 2, 3, 4, 8])

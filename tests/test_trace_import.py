@@ -238,7 +238,8 @@ def test_collectives_by_name(name: str, kind: str) -> None:
     ("## forward ##", ("F", -1, -1)), ("optimizer", ("U", -1, -1)), ("Optimizer.zero_grad#SGD.zero_grad", ("U", -1, -1)),
     ("FSDP::all_gather (layers.7)", ("", -1, 7)), ("FSDP::pre_backward (layers.7)", ("B", -1, 7)),
     ("FSDP::root_post_backward_callback", ("B", -1, -1)), ("DistributedDataParallel.forward", ("F", -1, -1)),
-    ("ProfilerStep#3", ("", -1, -1)), ("forward_everything", ("", -1, -1)),
+    ("stage 2 F0", ("F", 0, -1)), ("stage 1 W11", ("W", 11, -1)), ("optimizer U", ("U", -1, -1)), ("model B", ("", -1, -1)),
+    ("reduce_gradients B", ("B", -1, -1)), ("ProfilerStep#3", ("", -1, -1)), ("forward_everything", ("", -1, -1)),
 ])
 def test_annotations_by_name(name: str, scope: tuple[str, int, int]) -> None:
     assert scope_of(name) == scope

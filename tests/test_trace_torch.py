@@ -149,6 +149,15 @@ def test_a_pipeline_runs_the_table_that_is_simulated(folder: Path) -> None:
 
 
 @pytest.mark.distributed
+@pytest.mark.parametrize("name", ["ddp", "fsdp", "tp"])
+def test_the_engine_names_its_actions(folder: Path, name: str) -> None:
+    rows = read(folder, name).rows
+    rows = rows[(rows["stream"] == "compute") & (rows["microbatch"] >= 0) & (rows["rank"] == 0)].sort_values("start_s")
+    seen = list(dict.fromkeys(zip(rows["pass"], rows["microbatch"], strict=True)))
+    assert seen == [(pass_, m) for m in range(CASES[name].num_microbatches) for pass_ in "FB"]
+
+
+@pytest.mark.distributed
 @pytest.mark.parametrize("name", list(CASES))
 def test_what_was_read_can_be_written_and_read_again(folder: Path, tmp_path: Path, name: str) -> None:
     timeline = read(folder, name)

@@ -19,7 +19,6 @@ from simulator.schedules.actions import (
 from simulator.schedules.checks import check_table, homes, needs, results, sent_to
 from simulator.schedules.dual_pipe_v import dual_pipe_v
 from simulator.schedules.gpipe import gpipe
-from simulator.schedules.held import all_forward, bubbleless, chunked, dual_held, most_held, turned, v_held
 from simulator.schedules.interleaved import interleaved_one_f_one_b, whole_rounds, whole_rounds_reason
 from simulator.schedules.looped_bfs import looped_bfs
 from simulator.schedules.one_f_one_b import one_f_one_b
@@ -30,26 +29,26 @@ from simulator.schedules.zbv import zbv
 from simulator.schedules.zero_bubble import interleaved_zero_bubble
 
 __all__ = ["SCHEDULES", "Action", "Schedule", "Shape", "Table", "build_schedule", "check_table", "format_table",
-           "homes", "load_table", "most_held", "needs", "overlap", "parse_action", "parse_table", "passes", "rank_stages",
+           "homes", "load_table", "needs", "overlap", "parse_action", "parse_table", "passes", "rank_stages",
            "results", "sent_to", "stage_rank", "table_shape"]
 
 SCHEDULES: dict[str, Schedule] = {
     s.name: s
     for s in (
-        Schedule(name="1F1B", build=one_f_one_b, held=turned, torch_class="Schedule1F1B"),
-        Schedule(name="GPipe", build=gpipe, held=all_forward, torch_class="ScheduleGPipe"),
-        Schedule(name="Interleaved1F1B", build=interleaved_one_f_one_b, held=chunked,
+        Schedule(name="1F1B", build=one_f_one_b, torch_class="Schedule1F1B"),
+        Schedule(name="GPipe", build=gpipe, torch_class="ScheduleGPipe"),
+        Schedule(name="Interleaved1F1B", build=interleaved_one_f_one_b,
                  torch_class="ScheduleInterleaved1F1B", chunks=0, microbatches=whole_rounds,
                  microbatches_reason=whole_rounds_reason),
-        Schedule(name="LoopedBFS", build=looped_bfs, held=all_forward, torch_class="ScheduleLoopedBFS", chunks=0),
-        Schedule(name="ZBH1", build=interleaved_zero_bubble, held=bubbleless, torch_class="ScheduleInterleavedZeroBubble",
+        Schedule(name="LoopedBFS", build=looped_bfs, torch_class="ScheduleLoopedBFS", chunks=0),
+        Schedule(name="ZBH1", build=interleaved_zero_bubble, torch_class="ScheduleInterleavedZeroBubble",
                  splits_backward=True),
-        Schedule(name="InterleavedZeroBubble", build=interleaved_zero_bubble, held=bubbleless, splits_backward=True,
+        Schedule(name="InterleavedZeroBubble", build=interleaved_zero_bubble, splits_backward=True,
                  chunks=0, torch_class="ScheduleInterleavedZeroBubble", microbatches=whole_rounds,
                  microbatches_reason=whole_rounds_reason),
-        Schedule(name="ZBV", build=zbv, held=v_held, torch_class="ScheduleZBVZeroBubble", placement=v_shape,
+        Schedule(name="ZBV", build=zbv, torch_class="ScheduleZBVZeroBubble", placement=v_shape,
                  splits_backward=True, chunks=2),
-        Schedule(name="DualPipeV", build=dual_pipe_v, held=dual_held, torch_class="ScheduleDualPipeV", placement=v_shape,
+        Schedule(name="DualPipeV", build=dual_pipe_v, torch_class="ScheduleDualPipeV", placement=v_shape,
                  splits_backward=True, chunks=2, microbatches=lambda p, m: m >= 2 * p,
                  microbatches_reason=lambda p, m: f"needs at least two micro-batches a rank: {2 * p} on {p} pipeline ranks "
                  f"(is {m})"),

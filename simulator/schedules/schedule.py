@@ -18,13 +18,12 @@ class Schedule:
 
     `torch_class` is the class of torch.distributed.pipelining that runs it. `chunks` is the number of stages a rank that
     it is made for (0: any). `microbatches(ranks, micro-batches)` says whether these suit; `microbatches_reason` why not,
-    and which do. `held(rank, ranks, micro-batches, chunks)` is the most (stage, micro-batch) activations that a rank holds.
+    and which do.
     """
 
     name: str
     build: Callable[[int, int, int], Table]
     torch_class: str
-    held: Callable[[Num, Num, Num, Num], Num]
     placement: Callable[[Num, Num], Num] = loop
     splits_backward: bool = False
     chunks: int = 1

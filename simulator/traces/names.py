@@ -91,6 +91,7 @@ class Scope(NamedTuple):
 
 _PASSES = {"forward": "F", "backward": "B", "optimizer": "U", "step": "U", "zero_grad": "U", "update": "U"}
 _SCOPES = tuple(re.compile(pattern, re.I) for pattern in (
+    r"^(?:stage \d+|reduce_gradients|optimizer) (?P<pass>[FBIWU])(?P<microbatch>\d+)?$",
     r"^PP:\d+(?P<pass>[FBIW])(?P<microbatch>\d+)$", r"^PP:\d+(?:SEND|RECV)_(?P<pass>[FBIW])(?P<microbatch>\d+)$",
     r"^Optimizer\.(?P<name>step|zero_grad)#", r"^[# ]*(?P<name>forward|backward|optimizer)(?: (?P<microbatch>\d+))?[# ]*$",
     r"^DistributedDataParallel\.(?P<name>forward)$", r"^FSDP::\w*?(?P<name>forward|backward)",
@@ -99,7 +100,8 @@ _LAYER = re.compile(r"\blayers?[. _](\d+)", re.I)
 
 
 def scope_of(name: str) -> Scope:
-    """Return what the name of an annotation says: torch's pipelines and FSDP, optimizers, and plain `forward 3`."""
+    """Return what the name of an annotation says: our engine's actions (`stage 0 F3`), torch's pipelines and FSDP, optimizers,
+    and plain `forward 3`."""
     layer = _LAYER.search(name)
     found = next((m for m in (pattern.match(name) for pattern in _SCOPES) if m), None)
     groups = found.groupdict() if found else {}

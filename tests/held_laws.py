@@ -1,13 +1,13 @@
-"""What a table holds: micro-batches whose activations are alive."""
+"""What tables hold: micro-batches whose activations are alive, counted in a table and by each schedule's law."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
 from profiles.ops import Num
-from simulator.schedules.actions import Table, passes
+from simulator.schedules import Table, passes
 from simulator.schedules.interleaved import rounds
 
 
@@ -60,3 +60,10 @@ def v_held(rank: Num, p: Num, m: Num, v: Num) -> Num:
 def dual_held(rank: Num, p: Num, m: Num, v: Num) -> Num:
     """Return what DualPipeV holds: 2 p + 1 chunks (arXiv 2412.19437, table 2, folded)."""
     return 2 * p + 1 + 0 * (rank + m + v)
+
+
+HELD: dict[str, Callable[[Num, Num, Num, Num], Num]] = {
+    "1F1B": turned, "GPipe": all_forward, "Interleaved1F1B": chunked, "LoopedBFS": all_forward, "ZBH1": bubbleless,
+    "InterleavedZeroBubble": bubbleless, "ZBV": v_held, "DualPipeV": dual_held,
+}
+"""Schedule -> the most (stage, micro-batch) activations that a rank holds, of (rank, ranks, micro-batches, chunks)."""
