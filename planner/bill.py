@@ -25,10 +25,11 @@ from planner.economics import (
 )
 from planner.question import Question
 from profiles.files import BadInput
-from profiles.hardware import Accelerator, Price, prices
+from profiles.hardware import Price
 from profiles.power import Factor, carbon_kg_per_kwh, load_factor, node_maximum_w, pue
+from profiles.prices import offers
 from profiles.storage_prices import StoragePrice, storage_price
-from profiles.units import parse, show
+from profiles.units import show
 from simulator.run.interval_curve import expected_goodput
 from simulator.run.monte_carlo import Case
 from simulator.run.outcome import Outcomes, percentiles
@@ -124,15 +125,6 @@ def known_prices(question: Question) -> tuple[Price, ...]:
     own = () if question.price is None else (question.price,)
     others = [p for p in offers(question.cluster.accelerator) if p not in own]
     return (*own, *sorted(others, key=lambda p: (p.term, p.usd_per_gpu_hour)))
-
-
-def offers(accelerator: Accelerator) -> tuple[Price, ...]:
-    """Return what the catalogue knows of an accelerator's prices."""
-    return tuple(
-        Price(usd_per_gpu_hour=parse(row["price"], "usd_per_hour", "price"), term=row["term"],
-              provider=f"{row['provider']} {row['sku']}".strip(), date=str(row["date"]), source=row["source"])
-        for row in prices() if row["accelerator"] == accelerator.name
-    )
 
 
 def _days(

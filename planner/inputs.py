@@ -11,11 +11,11 @@ from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from planner.bill import offers
 from planner.rules import num_experts
 from planner.scenario import RunInputs, Scenario, on_cluster, settled, sized
 from profiles.calibration import catalogue
 from profiles.files import BadInput
+from profiles.prices import offers
 from profiles.storage import default_storage
 from simulator.estimate import P90_Z
 from simulator.layout import check_order

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from planner.bill import Bill, bill, goodput_at, offers
+from planner.bill import Bill, bill, goodput_at
 from planner.break_even import bracket
 from planner.counts import Sized
 from planner.economics import Band
@@ -19,7 +19,8 @@ from planner.goals import Goal, runs
 from planner.predict import Prediction
 from planner.question import Question
 from profiles.files import BadInput
-from profiles.hardware import Cluster, Price, default_price
+from profiles.hardware import Cluster, Price
+from profiles.prices import by_term, default_price, joint_prices, offers
 from profiles.reliability import Cause, load_fleet
 from profiles.units import show, significant
 from simulator.run.interval_curve import best_interval
@@ -97,15 +98,19 @@ def offers_of(
     """
     if price is not None:
         return (Offer(cluster=name, price=price),)
-    by_term: dict[str, Price] = {}
-    default = default_price(cluster.accelerator)
-    known = offers(cluster.accelerator)
-    for p in sorted(_own(cluster, known) or known, key=lambda p: (p != default, p.usd_per_gpu_hour)):
-        by_term.setdefault(p.term, p)
-    wanted = [p for term, p in by_term.items() if not terms or any(_is(term, t) for t in terms)]
+    known = _terms(cluster)
+    wanted = [p for term, p in known.items() if not terms or any(_is(term, t) for t in terms)]
     if not wanted:
-        return (Offer(cluster=name, price=None),) if not by_term else ()
+        return (Offer(cluster=name, price=None),) if not known else ()
     return tuple(Offer(cluster=name, price=p, preemptions_per_node_day=preemptions if p.term == SPOT else 0.0) for p in wanted)
+
+
+def _terms(cluster: Cluster) -> dict[str, Price]:
+    """Return the price of each term on which a cluster, or every part of a pool, can be had."""
+    if cluster.parts:
+        return by_term(joint_prices([_terms(part) for part in cluster.parts], [part.num_gpus for part in cluster.parts]))
+    default, known = default_price(cluster.accelerator), offers(cluster.accelerator)
+    return by_term(sorted(_own(cluster, known) or known, key=lambda p: (p != default, p.usd_per_gpu_hour)))
 
 
 def check_terms(terms: Sequence[str], clusters: Sequence[Cluster]) -> None:

@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from profiles.files import BadInput
-from profiles.hardware import Cluster, Price, default_price
+from profiles.hardware import Cluster, Price
 from profiles.model import ModelSpec
+from profiles.prices import default_price
 from simulator.adapters import largest_rank
 from simulator.software import MODES, Software
 from simulator.strategy import LORA_TARGETS, MATMUL_TYPES, PRECISIONS

@@ -1,44 +1,34 @@
-"""Accelerators, links, clusters and prices: data-sheet figures, each with its source. Never measurements."""
+"""Clusters and pools of unlike ones, links and prices: data-sheet figures, each with its source. Never measurements."""
 
 from __future__ import annotations
 
+import math
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveInt
+from pydantic import PositiveInt
 
 from profiles import files
+from profiles.accelerators import (
+    Accelerator,
+    FigureFile,
+    RatioFile,
+    Strict,
+    above_zero,
+    load_accelerator,
+    mixed_accelerator,
+    positive,
+)
 from profiles.files import BadInput
 from profiles.network import Network, NetworkFile, declared
 from profiles.tables import MeasuredTable, read_table
 from profiles.units import parse
 
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Accelerator:
-    """One device: usable memory, bandwidth, dense peaks by dtype, power, and how many units share a kernel's tiles.
-
-    `laws` names the efficiency file of the catalogue; `sources` maps each figure to its source. `num_sms` is 1 where
-    work is not dealt out in waves (or nothing is known of it); `sustained` is the rate that a lower power limit leaves
-    of the rate of the accelerator whose laws hold.
-    """
-
-    name: str
-    title: str
-    device: str = "cuda"
-    year: int = 0
-    memory_bytes: float
-    memory_bytes_per_s: float
-    peak_flop_per_s: dict[str, float]
-    power_w: float | None = None
-    sustained: float = 1.0
-    num_sms: int = 1
-    framework_bytes: float
-    allocator_slack: float
-    laws: str
-    sources: dict[str, str]
+__all__ = ["Accelerator", "Cluster", "Link", "Price", "cluster_from_table", "load_accelerator", "load_cluster",
+           "local_cluster", "pool", "with_links", "with_num_gpus"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,6 +52,8 @@ class Cluster:
 
     A node is what the fast link joins: the 8 of a server, the 72 of an NVL72 rack. `gpus_per_host` of them share
     an operating system and fail together (0: all of them). `network` says what links ranks share beyond their own.
+
+    A pool of unlike clusters has `parts`, in the order of its ranks; its own fields stand for all of them (`pool`).
     """
 
     name: str
@@ -75,6 +67,23 @@ class Cluster:
     node_power_w: float | None = None
     network: Network = field(default_factory=Network)
     table: MeasuredTable | None = None
+    parts: tuple[Cluster, ...] = ()
+
+    @property
+    def kinds(self) -> tuple[Cluster, ...]:
+        """Return the parts of a pool; of any other cluster itself."""
+        return self.parts or (self,)
+
+    @property
+    def machines(self) -> str:
+        """Return its nodes in words."""
+        return " + ".join(part.title if part.name == "local" else f"{part.num_nodes} x {part.title}" for part in self.kinds)
+
+    @property
+    def smallest_gpus(self) -> int:
+        """Return the accelerators of its smallest whole share: a node, or of a pool so many that its parts stay in
+        proportion."""
+        return self.num_gpus // math.gcd(*(part.num_nodes for part in self.parts)) if self.parts else self.gpus_per_node
 
     @property
     def num_gpus(self) -> int:
@@ -93,50 +102,7 @@ class Price:
     source: str
 
 
-class _Strict(BaseModel):
-    model_config = ConfigDict(extra="forbid")
-
-
-class FigureFile(_Strict):
-    """A figure as people write it: a value with its unit, and its source."""
-
-    value: str | float
-    source: str
-
-
-class CountFile(_Strict):
-    """A count and its source."""
-
-    value: PositiveInt
-    source: str
-
-
-class RatioFile(_Strict):
-    """A ratio and its source."""
-
-    value: Annotated[float, Field(ge=0, lt=1)]
-    source: str
-
-
-class AcceleratorFile(_Strict):
-    """An accelerator file, as people write it."""
-
-    name: str
-    vendor: str
-    year: int
-    note: str = ""
-    memory: FigureFile
-    memory_bandwidth: FigureFile
-    peak: dict[str, FigureFile]
-    power: FigureFile | None = None
-    sustained: RatioFile | None = None
-    num_sms: CountFile | None = None
-    framework_memory: FigureFile
-    allocator_slack: RatioFile
-    laws: str | None = None
-
-
-class LinkFile(_Strict):
+class LinkFile(Strict):
     """A link, as people write it."""
 
     name: str
@@ -145,7 +111,7 @@ class LinkFile(_Strict):
     share: RatioFile | None = None
 
 
-class ClusterFile(_Strict):
+class ClusterFile(Strict):
     """A cluster file, as people write it; `num_nodes` may also be given on the command line."""
 
     name: str
@@ -161,40 +127,27 @@ class ClusterFile(_Strict):
     node_power: FigureFile | None = None
 
 
-def load_accelerator(name: str) -> Accelerator:
-    """Return an accelerator by catalogue name or from a YAML file."""
-    path = Path(name)
-    is_file = path.suffix in (".yaml", ".yml")
-    data = files.read_mapping(path) if is_file else files.catalog_mapping("accelerators", name)
-    origin = str(path) if is_file else f"accelerators/{name}.yaml"
-    file = files.validate(AcceleratorFile, data, origin)
+class PartFile(Strict):
+    """A part of a pool: a cluster, as on the command line, and its nodes."""
 
-    def figure(f: FigureFile, dimension: str, field: str) -> float:
-        value = parse(f.value, dimension, f"{origin}: {field}")
-        if value == 0:
-            raise BadInput(f"{origin}: {field}: must be more than zero (is {f.value!r})")
-        return value
+    cluster: str
+    num_nodes: PositiveInt | None = None
 
-    sources = {
-        "memory": file.memory.source, "memory_bandwidth": file.memory_bandwidth.source,
-        "framework_memory": file.framework_memory.source, "allocator_slack": file.allocator_slack.source,
-    } | {k: f.source for k, f in (("num_sms", file.num_sms), ("sustained", file.sustained)) if f}
-    return Accelerator(
-        name=path.stem if is_file else name, title=file.name, year=file.year,
-        memory_bytes=figure(file.memory, "bytes", "memory"),
-        memory_bytes_per_s=figure(file.memory_bandwidth, "bytes_per_s", "memory_bandwidth"),
-        peak_flop_per_s={d: figure(f, "flop_per_s", f"peak.{d}") for d, f in file.peak.items()},
-        power_w=figure(file.power, "w", "power") if file.power else None,
-        sustained=_above_zero(file.sustained, f"{origin}: sustained"), num_sms=file.num_sms.value if file.num_sms else 1,
-        framework_bytes=figure(file.framework_memory, "bytes", "framework_memory"),
-        allocator_slack=file.allocator_slack.value,
-        laws=file.laws or (path.stem if is_file else name),
-        sources=sources | {f"peak.{d}": f.source for d, f in file.peak.items()},
-    )
+
+class PoolFile(Strict):
+    """A pool of unlike clusters, as people write it; without a `wire` the slowest of their NICs joins them."""
+
+    name: str
+    note: str = ""
+    parts: list[PartFile]
+    wire: LinkFile | None = None
 
 
 def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
-    """Return a cluster: `dgx-h100:16` (catalogue name, nodes), a YAML file, or `local[:ranks]` with a profile file."""
+    """Return a cluster: `dgx-h100:16` (catalogue name, nodes), a YAML file, a pool of several (`dgx-a100:8+dgx-h100:8`), or
+    `local[:ranks]` with a profile file."""
+    if "+" in text and not Path(text).is_file():
+        return pool([load_cluster(part.strip(), profile) for part in text.split("+")])
     match = re.fullmatch(r"(.*?)(?::(-?\w+))?", text)
     name, nodes = (match[1], match[2]) if match else (text, None)
     if nodes is not None and (not nodes.isdecimal() or int(nodes) < 1):
@@ -205,16 +158,11 @@ def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
     is_file = path.suffix in (".yaml", ".yml")
     data = files.read_mapping(path) if is_file else files.catalog_mapping("clusters", name)
     origin = str(path) if is_file else f"clusters/{name}.yaml"
+    if "parts" in data:
+        if nodes:
+            raise BadInput(f"cluster: {text!r}: a pool has its nodes in its file, part by part")
+        return _pool_of(files.validate(PoolFile, data, origin), origin, profile)
     file = files.validate(ClusterFile, data, origin)
-
-    def link(which: str, f: LinkFile) -> Link:
-        value = parse(f.bandwidth.value, "bytes_per_s", f"{origin}: {which}.bandwidth")
-        if value == 0:
-            raise BadInput(f"{origin}: {which}.bandwidth: must be more than zero (is {f.bandwidth.value!r})")
-        latency_s = parse(f.latency.value, "s", f"{origin}: {which}.latency") if f.latency else 0.0
-        return Link(name=f.name, bytes_per_s=value, source=f.bandwidth.source, latency_s=latency_s,
-                    share=_above_zero(f.share, f"{origin}: {which}.share"))
-
     if file.gpus_per_node % (file.gpus_per_host or file.gpus_per_node):
         raise BadInput(f"{origin}: gpus_per_host: {file.gpus_per_host} does not divide gpus_per_node {file.gpus_per_node}")
 
@@ -222,10 +170,64 @@ def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
         name=path.stem if is_file else name, title=file.name, accelerator=load_accelerator(file.accelerator),
         gpus_per_node=file.gpus_per_node, gpus_per_host=file.gpus_per_host or 0,
         num_nodes=int(nodes) if nodes else file.num_nodes,
-        scale_up=link("scale_up", file.scale_up), scale_out=link("scale_out", file.scale_out),
+        scale_up=_link(file.scale_up, f"{origin}: scale_up"), scale_out=_link(file.scale_out, f"{origin}: scale_out"),
         node_power_w=parse(file.node_power.value, "w", f"{origin}: node_power") if file.node_power else None,
         network=declared(file.network, max(file.num_nodes, int(nodes or 0)), file.gpus_per_node, origin),
     )
+
+
+def _link(file: LinkFile, field: str) -> Link:
+    value = parse(file.bandwidth.value, "bytes_per_s", f"{field}.bandwidth")
+    if value == 0:
+        raise BadInput(f"{field}.bandwidth: must be more than zero (is {file.bandwidth.value!r})")
+    latency_s = parse(file.latency.value, "s", f"{field}.latency") if file.latency else 0.0
+    return Link(name=file.name, bytes_per_s=value, source=file.bandwidth.source, latency_s=latency_s,
+                share=above_zero(file.share, f"{field}.share"))
+
+
+def _pool_of(file: PoolFile, origin: str, profile: str | Path | None) -> Cluster:
+    parts = [load_cluster(part.cluster, profile) for part in file.parts]
+    parts = [replace(part, num_nodes=row.num_nodes or part.num_nodes) for part, row in zip(parts, file.parts, strict=True)]
+    return pool(parts, wire=_link(file.wire, f"{origin}: wire") if file.wire else None)
+
+
+def pool(parts: Sequence[Cluster], wire: Link | None = None) -> Cluster:
+    """Return unlike clusters as one, its ranks in the order of the parts; neighbours that are alike are one part.
+
+    The `wire` between parts is no faster than the NICs at its ends, and as fast as the slowest where none is given. What else
+    stands for all: the accelerator is `mixed_accelerator`, the network inside a node the slowest, and a node as large as
+    divides those of all parts.
+    """
+    parts = [whole for part in parts for whole in part.kinds]
+    for part in parts:
+        if part.table is not None:
+            raise BadInput("cluster: 'local' is one measured machine, and no part of a pool")
+        if not part.network.is_non_blocking:
+            raise BadInput(f"cluster: {part.name} declares a network of links that are shared, and no part of a pool may")
+    found = [replace(own[0], num_nodes=sum(part.num_nodes for part in own))
+             for own in (list(some) for _, some in groupby(parts, key=_one_node))]
+    if len(found) == 1:
+        return found[0]
+    node, hosts = (math.gcd(*sizes) for sizes in zip(
+        *((part.gpus_per_node, part.gpus_per_host or part.gpus_per_node) for part in found), strict=True))
+    slowest = min((part.scale_out for part in found), key=_rate)
+    joint = replace(slowest, source=f"assumed: the slowest NIC of the pool, {slowest.name} ({slowest.source})")
+    if wire is not None:
+        joint = replace(wire, bytes_per_s=min(wire.bytes_per_s, _rate(slowest) / wire.share))
+    return Cluster(
+        name="+".join(part.name for part in found), title=" + ".join(part.title for part in found),
+        accelerator=mixed_accelerator([(part.accelerator, part.num_gpus) for part in found]),
+        gpus_per_node=node, gpus_per_host=hosts if hosts != node else 0, num_nodes=sum(part.num_gpus for part in found) // node,
+        scale_up=min((part.scale_up for part in found), key=_rate), scale_out=joint, parts=tuple(found),
+    )
+
+
+def _one_node(cluster: Cluster) -> Cluster:
+    return replace(cluster, num_nodes=1)
+
+
+def _rate(link: Link) -> float:
+    return link.bytes_per_s * link.share
 
 
 def local_cluster(profile: str | Path | None, num_ranks: int | None = None) -> Cluster:
@@ -268,6 +270,8 @@ def with_num_gpus(cluster: Cluster, num_gpus: int) -> Cluster:
         raise BadInput(f"gpus: must be at least 1 (is {num_gpus})")
     if num_gpus > cluster.num_gpus:
         raise BadInput(f"gpus: {num_gpus} are asked for, {cluster.name} has {cluster.num_gpus}")
+    if cluster.parts:
+        return scaled_pool(cluster, num_gpus)
     if num_gpus < cluster.gpus_per_node:
         return replace(cluster, gpus_per_node=num_gpus, num_nodes=1)
     host = cluster.gpus_per_host or cluster.gpus_per_node
@@ -283,6 +287,15 @@ def with_num_gpus(cluster: Cluster, num_gpus: int) -> Cluster:
     )
 
 
+def scaled_pool(cluster: Cluster, num_gpus: int) -> Cluster:
+    """Return a pool with fewer or more nodes, its parts in proportion."""
+    least = cluster.smallest_gpus
+    if num_gpus % least:
+        raise BadInput(f"gpus: {num_gpus} do not keep the parts of {cluster.machines} in proportion; multiples of {least} do")
+    times, before = num_gpus // least, cluster.num_gpus // least
+    return pool([replace(part, num_nodes=part.num_nodes // before * times) for part in cluster.parts], cluster.scale_out)
+
+
 def with_links(
     cluster: Cluster, *, scale_up_bytes_per_s: float | None = None, scale_out_bytes_per_s: float | None = None,
     gpus_per_node: int | None = None, num_nodes: int | None = None, source: str = "stated by the user",
@@ -290,38 +303,11 @@ def with_links(
     """Return the cluster with other links (bytes per second and accelerator, one direction) or another node."""
     up, out = cluster.scale_up, cluster.scale_out
     if scale_up_bytes_per_s is not None:
-        up = replace(up, bytes_per_s=_positive(scale_up_bytes_per_s, "scale_up"), source=source)
+        up = replace(up, bytes_per_s=positive(scale_up_bytes_per_s, "scale_up"), source=source)
     if scale_out_bytes_per_s is not None:
-        out = replace(out, bytes_per_s=_positive(scale_out_bytes_per_s, "scale_out"), source=source)
+        out = replace(out, bytes_per_s=positive(scale_out_bytes_per_s, "scale_out"), source=source)
     return replace(
         cluster, scale_up=up, scale_out=out,
-        gpus_per_node=int(_positive(gpus_per_node or cluster.gpus_per_node, "gpus_per_node")),
-        num_nodes=int(_positive(num_nodes or cluster.num_nodes, "num_nodes")),
+        gpus_per_node=int(positive(gpus_per_node or cluster.gpus_per_node, "gpus_per_node")),
+        num_nodes=int(positive(num_nodes or cluster.num_nodes, "num_nodes")),
     )
-
-
-def _above_zero(ratio: RatioFile | None, field: str) -> float:
-    return 1.0 if ratio is None else _positive(ratio.value, field)
-
-
-def _positive(value: float, field: str) -> float:
-    if not value > 0:
-        raise BadInput(f"{field}: must be more than zero (is {value!r})")
-    return value
-
-
-def prices() -> list[dict[str, Any]]:
-    """Return the catalogue's price rows."""
-    rows: list[dict[str, Any]] = files.catalog_mapping("", "prices")["prices"]
-    return rows
-
-
-def default_price(accelerator: Accelerator) -> Price | None:
-    """Return the catalogue's default price of an accelerator, or None where none is known."""
-    for row in prices():
-        if row["accelerator"] == accelerator.name and row.get("default"):
-            return Price(
-                usd_per_gpu_hour=parse(row["price"], "usd_per_hour", "price"), term=row["term"],
-                provider=f"{row['provider']} {row['sku']}".strip(), date=str(row["date"]), source=row["source"],
-            )
-    return None

@@ -79,6 +79,13 @@ def load_factor() -> Factor:
 
 def node_maximum_w(cluster: Cluster) -> Factor | None:
     """Return the maximum power of a node, from its data sheet or its accelerators'; None where neither is known."""
+    if cluster.parts:
+        found = [(node_maximum_w(part), part.num_nodes) for part in cluster.parts]
+        known = [(most, num) for most, num in found if most is not None]
+        if len(known) < len(found):
+            return None
+        return Factor(name="node", value=sum(most.value * num for most, num in known) / cluster.num_nodes,
+                      source="mean over the pool: " + "; ".join(most.source for most, _ in known))
     if cluster.node_power_w is not None:
         return Factor(name="node", value=cluster.node_power_w, source=f"data sheet of {cluster.title}")
     if cluster.accelerator.power_w is None:

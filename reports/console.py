@@ -16,7 +16,8 @@ from planner.predict import Prediction
 from planner.search import Found
 from profiles import files
 from profiles.families import load_model, num_active_params, num_params
-from profiles.hardware import Accelerator, load_accelerator, load_cluster, prices
+from profiles.hardware import Accelerator, load_accelerator, load_cluster
+from profiles.prices import prices
 from profiles.units import show, significant
 from simulator.software import load_software
 from simulator.strategy import Strategy

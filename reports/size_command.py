@@ -25,9 +25,10 @@ from planner.sizing import (
 from profiles import files
 from profiles.families import load_model, num_active_params
 from profiles.files import BadInput
-from profiles.hardware import Cluster, Price, default_price, load_cluster, with_num_gpus
+from profiles.hardware import Cluster, Price, load_cluster, with_num_gpus
 from profiles.laws import peak_flop_per_s
 from profiles.model import ModelSpec
+from profiles.prices import default_price
 from profiles.scaling import LossLaw, loss_law
 from profiles.units import UNITS, parse
 from simulator.strategy import MATMUL_TYPES

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from planner.bill import Bill, bill, goodput_at, known_prices, offers
+from planner.bill import Bill, bill, goodput_at, known_prices
 from planner.economics import (
     DAYS_PER_MONTH,
     Band,
@@ -35,6 +35,7 @@ from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import Price, load_cluster
 from profiles.power import carbon_kg_per_kwh, load_factor, node_maximum_w, pue, regions
+from profiles.prices import offers
 from profiles.storage_prices import storage_price
 from reports.bill_tables import bill_table, terms_table
 from reports.run_command import RunOptions, run_case

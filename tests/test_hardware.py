@@ -9,7 +9,8 @@ import pytest
 from profiles import files
 from profiles.efficiency import load_efficiency
 from profiles.files import BadInput
-from profiles.hardware import default_price, load_accelerator, load_cluster, prices, with_links, with_num_gpus
+from profiles.hardware import load_accelerator, load_cluster, with_links, with_num_gpus
+from profiles.prices import default_price, prices
 
 ACCELERATORS = files.catalog_names("accelerators")
 CLUSTERS = files.catalog_names("clusters")
