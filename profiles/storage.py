@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pydantic import BaseModel, ConfigDict
 
 from profiles import files
-from profiles.hardware import Accelerator, FigureFile
+from profiles.accelerators import Accelerator, FigureFile
 from profiles.units import parse
 
 
