@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import os
 import re
@@ -16,6 +17,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 T = TypeVar("T", bound=BaseModel)
+FEW = 12
+"""Names that a line may list."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -152,11 +155,18 @@ def catalog_path(name: str) -> Path:
 
 
 def catalog_mapping(kind: str, name: str) -> dict[str, Any]:
-    """Return the catalogue's file of that kind and name; an unknown name lists the known ones."""
+    """Return the catalogue's file of that kind and name; for an unknown name, what may have been meant is named."""
     folder = resources.files("profiles").joinpath("catalog", *([kind] if kind else []))
     for suffix in (".yaml", ".json"):
         file = folder / f"{name}{suffix}"
         if "/" not in name and file.is_file():
             return parse_mapping(file.read_text(encoding="utf-8"), f"{kind}/{name}{suffix}")
-    known = ", ".join(catalog_names(kind))
-    raise BadInput(f"{kind.removesuffix('s')}: {name!r} is neither in the catalogue ({known}) nor a file")
+    raise BadInput(f"{kind.removesuffix('s')}: {name!r} is neither in the catalogue nor a file; {meant(name, kind)}")
+
+
+def meant(name: str, kind: str) -> str:
+    """Return what a name that is not in the catalogue may have meant: the nearest ones, or all if they are few."""
+    names = catalog_names(kind)
+    if near := difflib.get_close_matches(name.lower(), names, n=3):
+        return f"did you mean {' or '.join(near)}?"
+    return f"it has {', '.join(names)}" if len(names) <= FEW else f"`headway catalog {kind}` lists them"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -271,7 +272,7 @@ class ParamSpec:
     @property
     def num_elements(self) -> int:
         """Return the number of elements."""
-        return int(np.prod(self.shape))
+        return math.prod(self.shape)
 
 
 def count(params: tuple[ParamSpec, ...], tp: Num = 1) -> Num:

@@ -214,8 +214,7 @@ def load_fleet(text: str) -> Fleet:
 @cache
 def _catalog_fleet(name: str) -> Fleet:
     if name not in files.catalog_names("reliability"):
-        known = ", ".join(files.catalog_names("reliability"))
-        raise BadInput(f"fleet: {name!r} is neither in the catalogue ({known}) nor a YAML file")
+        raise BadInput(f"fleet: {name!r} is neither in the catalogue nor a YAML file; {files.meant(name, 'reliability')}")
     origin = f"reliability/{name}.yaml"
     return fleet_from(name, files.validate(FleetFile, files.catalog_mapping("reliability", name), origin), origin)
 

@@ -14,16 +14,18 @@ from __future__ import annotations
 import io
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import pandas as pd
 import yaml
 
 from profiles import files
 from profiles.collectives import KINDS
 from profiles.files import BadInput
 from profiles.ops import SIZES
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = "headway.profile/1"
 COLUMNS = ("kind", "pass", "dtype", "mode", "size_0", "size_1", "size_2", "size_3", "group_size", "bytes",
@@ -62,6 +64,8 @@ class MeasuredTable:
 
 def table_from_rows(head: dict[str, Any], rows: list[dict[str, Any]]) -> MeasuredTable:
     """Return a table from measured rows; columns that a row lacks stay empty."""
+    import pandas as pd
+
     frame = pd.DataFrame(rows, columns=list(COLUMNS))
     frame[list(TEXT)] = frame[list(TEXT)].astype(object).fillna("").astype(str)
     return MeasuredTable(head=head, rows=frame)
@@ -76,6 +80,8 @@ def write_table(table: MeasuredTable, path: str | Path) -> Path:
 
 def read_table(path: str | Path) -> MeasuredTable:
     """Read a profile file; a corrupted one is a `BadInput` that names the line or the column."""
+    import pandas as pd
+
     text = files.read_text(path)
     lines = text.splitlines()
     num_head = next((i for i, line in enumerate(lines) if not line.startswith("#")), len(lines))
@@ -99,6 +105,8 @@ def read_table(path: str | Path) -> MeasuredTable:
 
 
 def _check_rows(frame: pd.DataFrame, origin: str, first_line: int) -> pd.DataFrame:
+    from pandas import to_numeric
+
     for column in COLUMNS:
         if column not in frame:
             raise BadInput(f"{origin}: {column}: this column is missing; columns are {', '.join(COLUMNS)}")
@@ -117,7 +125,7 @@ def _check_rows(frame: pd.DataFrame, origin: str, first_line: int) -> pd.DataFra
     known = (*SIZES, *KINDS, *OTHER_KINDS, *CUDA_KINDS)
     refuse(~frame["kind"].isin(known), "kind", f"one of {', '.join(known)}")
     for column in COLUMNS[4:]:
-        numbers = pd.to_numeric(frame[column], errors="coerce")
+        numbers = to_numeric(frame[column], errors="coerce")
         refuse(numbers.isna() & frame[column].notna(), column, "a number")
         frame[column] = numbers.astype(float)
     for column in ("median_s", "p10_s", "p90_s"):

@@ -22,11 +22,6 @@ BAR = 40
 """Columns of the longest bar of the memory stack."""
 NUM_NAMED = 12
 """Ignored fields that the terminal names; --json has all."""
-STRATEGY_OPTIONS = (
-    "tp", "sequence_parallel", "cp", "context", "pp", "order", "chunks", "layers", "ep", "etp", "imbalance", "zero",
-    "shard_group", "recompute", "recompute_share", "schedule", "micro_batch", "lora_rank", "lora_targets",
-)
-"""Options of the command line that are fields of a strategy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

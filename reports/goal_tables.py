@@ -16,9 +16,9 @@ from planner.goals import runs
 from planner.offers import Offer, Point, why_not
 from profiles.units import show, significant
 from reports.compare import TERMS
-from reports.console import prediction_table
 from reports.goal_figures import COLUMNS, pareto
 from reports.goals_command import GoalAnswer
+from reports.plan_tables import prediction_table
 
 WISHES = {
     "fewest": "Fewest accelerators", "cheapest": "Cheapest", "fastest": "Fastest",

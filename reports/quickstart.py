@@ -21,8 +21,9 @@ from profiles.measure import measure_machine
 from profiles.measure.devices import num_devices
 from profiles.tables import write_table
 from reports.compare import Comparison, compare_plan_run, comparison_table
-from reports.console import console, prediction_table, progress, rejected_table, runners_up_table
+from reports.console import console, progress
 from reports.page import write_page
+from reports.plan_tables import prediction_table, rejected_table, runners_up_table
 from simulator.replay import rank_names
 from simulator.timeline import Timeline, write_trace
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated
 
 import numpy as np
+import typer
 
 from planner.economics import Band, days_of, gpu_hours, hours_for, hours_of_flop, lognormal, spread_between, training_flop
 from planner.question import DEFAULT_MAX_SEQ_LEN
@@ -31,6 +33,7 @@ from profiles.model import ModelSpec
 from profiles.prices import default_price
 from profiles.scaling import LossLaw, loss_law
 from profiles.units import UNITS, parse
+from reports.verbs.style import names_of
 from simulator.strategy import MATMUL_TYPES
 
 MFU, MFU_P10, MFU_P90 = 0.40, 0.30, 0.50
@@ -43,21 +46,27 @@ NEAREST = 6
 class SizeOptions:
     """What is asked, as people type it."""
 
-    cluster: str | None = None
-    gpus: int | None = None
-    budget: str | None = None
-    days: float | None = None
-    flop: float | None = None
-    model: str | None = None
-    tokens: str | None = None
-    steps: int | None = None
-    global_batch: int | None = None
-    seq_len: int | None = None
-    mfu: float | None = None
-    goodput: float | None = None
-    price: str | None = None
-    precision: str = "bf16"
-    law: str | None = None
+    cluster: Annotated[str | None, typer.Option(
+        help="Catalogue name and nodes ('dgx-h100:16') or a YAML.", autocompletion=names_of("clusters"),
+    )] = None
+    budget: Annotated[str | None, typer.Option(help="Dollars for the accelerators, like 2M.")] = None
+    days: Annotated[float | None, typer.Option(help="Days on the cluster.")] = None
+    flop: Annotated[float | None, typer.Option(help="Model FLOP, like 1e24, where no cluster is to say them.")] = None
+    model: Annotated[str | None, typer.Option(
+        help="A model that is fixed: how many tokens it gets.", autocompletion=names_of("models"),
+    )] = None
+    tokens: Annotated[str | None, typer.Option(help="Tokens that are fixed, like 15T.")] = None
+    steps: Annotated[int | None, typer.Option(help="Steps; with --global-batch and --seq-len they are tokens.")] = None
+    global_batch: Annotated[int | None, typer.Option(help="Sequences in a step, held against the critical batch.")] = None
+    seq_len: Annotated[int | None, typer.Option(help="Sequence length, tokens. [the model's context, at most 8192]")] = None
+    mfu: Annotated[float | None, typer.Option(help="Model FLOP utilization that is reached. [0.4, P10 0.3, P90 0.5]")] = None
+    goodput: Annotated[float | None, typer.Option(help="Share of the time that makes new steps. [0.9]")] = None
+    gpus: Annotated[int | None, typer.Option(help="Use only that many accelerators of the cluster.")] = None
+    precision: Annotated[str, typer.Option(help="What linear maps compute in, for the peak.")] = "bf16"
+    price: Annotated[str | None, typer.Option(help="Override the price, like '2.20 USD/h' per GPU.")] = None
+    law: Annotated[str | None, typer.Option(
+        help="Scaling law: besiroglu-2024 or hoffmann-2022. [besiroglu-2024]"
+    )] = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

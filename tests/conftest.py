@@ -1,4 +1,4 @@
-"""Shared by the tests: where the reference files lie, and a quiet home for Hugging Face."""
+"""Shared by the tests: where the reference files lie, the command line, and a quiet home for Hugging Face."""
 
 from __future__ import annotations
 
@@ -6,7 +6,10 @@ import os
 from pathlib import Path
 
 import pytest
+from command_line import Result
 from hypothesis import HealthCheck, settings
+
+import headway
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
@@ -26,3 +29,18 @@ def shared() -> Path:
     if not (folder / "published" / "runs.csv").exists():
         pytest.skip("../shared with the reference files is absent")
     return folder
+
+
+@pytest.fixture
+def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    """Return a function that runs the command line in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+
+    def invoke(*arguments: str) -> Result:
+        capfd.readouterr()
+        with pytest.raises(SystemExit) as stopped:
+            headway.main(arguments)
+        out, err = capfd.readouterr()
+        return Result(int(stopped.value.code or 0), out, err)
+
+    return invoke

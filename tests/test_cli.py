@@ -7,36 +7,10 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
+from command_line import mistake
 from tests_support import tiny_profile
-
-import headway
-
-
-class Result(NamedTuple):
-    """What a command left: exit status, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Return a function that runs the command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            headway.main(arguments)
-        out, err = capfd.readouterr()
-        return Result(int(stopped.value.code or 0), out, err)
-
-    return invoke
-
 
 LARGE = ("llama-3-8b", "dgx-h100:2")
 ESTIMATE_KEYS = {"step_time_s", "p10_s", "p90_s", "tokens_per_s_per_gpu", "mfu", "hfu", "peak_memory_bytes", "fits",
@@ -48,17 +22,6 @@ BREAKDOWN_KEYS = {"compute", "bubble", "exposed_tp", "exposed_pp", "exposed_dp",
 def flat(text: str) -> str:
     """Return shown text without the lines of its tables."""
     return " ".join(text.replace("│", " ").split())
-
-
-def mistake(result: Result, *parts: str) -> None:
-    """Assert one line on stderr that names field, value and mend; status 2; no traceback; nothing on stdout."""
-    assert result.code == 2, result
-    lines = result.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("headway: "), result.err
-    assert "Traceback" not in result.err
-    for part in parts:
-        assert part in lines[0], lines[0]
-    assert result.out == ""
 
 
 def test_unknown_model(run) -> None:  # type: ignore[no-untyped-def]
@@ -273,7 +236,7 @@ def test_estimate_with_software(run, tmp_path: Path) -> None:  # type: ignore[no
     # 5as/h = 80 bytes of scores beside 34 of an element of the stream (arXiv 2205.05198, table 2)
     assert data["memory_bytes"]["activations"] > 2 * ours["memory_bytes"]["activations"]
     assert "Megatron-LM" in run("estimate", *LARGE, *split, "--software", "megatron-lm-2022").out
-    mistake(run("estimate", *LARGE, "--software", "megatron-1999"), "software: 'megatron-1999'", "megatron-lm-2022")
+    mistake(run("estimate", *LARGE, "--software", "megatron-1999"), "software: 'megatron-1999'", "did you mean megatron-lm-20")
     text = "framework: Mine\nyear: 2026\nkernels: fused\nattention: flash3\nsource: me\n"
     (tmp_path / "mine.yaml").write_text(text + "moment_bytes: 4\n")
     mine = json.loads(run("estimate", *LARGE, *split, "--software", "mine.yaml", "--json").out)
@@ -326,6 +289,7 @@ def test_tested_code_is_the_wheels_where_a_wheel_is_tested() -> None:
     if expected is None:
         pytest.skip("not a wheel's test run")
     import executor
+    import headway
     import planner
     import profiles
     import reports

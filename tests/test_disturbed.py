@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_cli import Result, mistake, run
+from command_line import Result, mistake
 
-import headway
 from executor.run import Job
 from profiles.files import BadInput
 from simulator.schedules import build_schedule, format_table
 
-__all__ = ["run"]
 Run = Callable[..., Result]
 
 
@@ -70,7 +68,7 @@ def test_a_schedule_of_ones_own_is_the_one_that_trains(
         asked.append(job.table)
         raise BadInput("device: stop here")
 
-    monkeypatch.setattr(headway, "launch", launch)
+    monkeypatch.setattr("reports.verbs.run.launch", launch)
     mistake(run("run", str(plan), "--schedule", "own.csv"), "stop here")
     mistake(run("run", str(plan)), "stop here")
     assert asked == [str(own), ""]

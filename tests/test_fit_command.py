@@ -2,49 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from pathlib import Path
-from typing import NamedTuple
 
 import pytest
-
-import headway
-from reports.fit_command import STRATEGY_OPTIONS
-
-
-class Result(NamedTuple):
-    """What a command left: exit status, stdout, stderr."""
-
-    code: int
-    out: str
-    err: str
-
-
-@pytest.fixture
-def run(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
-    """Return a function that runs the command line in an empty folder."""
-    monkeypatch.chdir(tmp_path)
-
-    def invoke(*arguments: str) -> Result:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as stopped:
-            headway.main(arguments)
-        out, err = capfd.readouterr()
-        return Result(int(stopped.value.code or 0), out, err)
-
-    return invoke
-
-
-def mistake(result: Result, *parts: str) -> None:
-    """Assert one line on stderr, status 2, nothing on stdout."""
-    assert result.code == 2, result
-    lines = result.err.strip().splitlines()
-    assert len(lines) == 1 and lines[0].startswith("headway: "), result.err
-    for part in parts:
-        assert part in lines[0], lines[0]
-    assert result.out == ""
-
+from command_line import mistake
 
 FITS = ("llama-3-8b", "dgx-h100:1", "--zero", "3")
 SHORT = ("llama-3-70b", "dgx-h100:8", "--tp", "8", "--pp", "2")
@@ -129,10 +91,3 @@ def test_mistakes(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
     mistake(run("fit", "llama-3-8b", "dgx-h100:1", "--tp", "3"), "tp 3", "does not divide the 8")
     (tmp_path / "train.toml").write_text(TOML.replace("= 2", "= 3"))
     mistake(run("fit", "--from", "train.toml", "dgx-h100:1"), "tp 3", "does not divide the 8")
-
-
-def test_fit_takes_the_options_of_estimate() -> None:
-    """A new option of a strategy is one of `fit`, too."""
-    of_estimate, of_fit = (set(inspect.signature(f).parameters) for f in (headway.estimate, headway.fit))
-    assert of_estimate - of_fit == {"model", "cluster", "out"}
-    assert set(STRATEGY_OPTIONS) <= of_fit

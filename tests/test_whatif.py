@@ -11,9 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from command_line import Result, mistake
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_cli import Result, mistake, run
 from tests_support import tiny_profile
 
 from planner.break_even import PRECISION, break_evens, crossings
@@ -30,7 +30,6 @@ from profiles.hardware import load_cluster, with_links
 from profiles.reliability import load_fleet
 from simulator.strategy import Strategy
 
-__all__ = ["run"]
 Run = Callable[..., Result]
 CLOSED = Method()
 ASKED = ("estimate", "llama-3-8b", "dgx-h100:4", "--global-batch", "128", "--tokens", "15T")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -102,15 +102,28 @@ def all_params(spec: ModelSpec) -> tuple[ParamSpec, ...]:
     result = list(part_params(spec, "embedding"))
     for index, kind in enumerate(spec.pattern):
         result += [replace(p, name=f"layers.{index}.{p.name}") for p in layers[kind]]
-    result += [p for p in part_params(spec, "head") if not (spec.tied_embeddings and p.name == "head.weight")]
-    return tuple(result)
+    return (*result, *_head_params(spec))
+
+
+def _head_params(spec: ModelSpec) -> tuple[ParamSpec, ...]:
+    return tuple(p for p in part_params(spec, "head") if not (spec.tied_embeddings and p.name == "head.weight"))
+
+
+def _counted(spec: ModelSpec) -> Iterator[tuple[int, ParamSpec]]:
+    """Yield every parameter of each kind of part, and in how many parts it stands."""
+    for param in (*part_params(spec, "embedding"), *_head_params(spec)):
+        yield 1, param
+    for index, kind in enumerate(spec.kinds):
+        times = spec.pattern.count(index)
+        for param in part_params(spec, kind.name):
+            yield times, param
 
 
 def num_params(spec: ModelSpec) -> int:
     """Return the number of trained parameters."""
-    return sum(p.num_elements for p in all_params(spec))
+    return sum(times * p.num_elements for times, p in _counted(spec))
 
 
 def num_active_params(spec: ModelSpec) -> int:
     """Return how many parameters one token uses: of the experts only those that it is sent to."""
-    return round(sum(p.num_elements * p.active for p in all_params(spec)))
+    return round(sum(times * p.num_elements * p.active for times, p in _counted(spec)))
