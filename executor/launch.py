@@ -52,8 +52,8 @@ def check_launch(job: Job) -> None:
     reason = refusal(job.strategy, job.model, job.device, table)
     if reason:
         raise BadInput(f"strategy: {reason}")
-    if job.data != STDLIB or job.first_sample:
-        open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab, first_sample=job.first_sample)
+    if job.data != STDLIB:
+        open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab, fingerprint=job.fingerprint)
     if job.device == "cuda":
         import torch
 
@@ -78,10 +78,10 @@ def _follow(
     try:
         assert process.stdout is not None
         for line in process.stdout:
-            if line.startswith("{") and on_progress is not None:
-                on_progress(json.loads(line))
-            elif not line.startswith("{"):
+            if not line.startswith("{"):
                 log.write(line)
+            elif on_progress is not None and "event" not in (told := json.loads(line)):
+                on_progress(told)
         return process.wait()
     finally:
         stop(process)

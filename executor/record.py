@@ -14,6 +14,7 @@ from simulator.timeline import COLUMNS
 
 WHOLE_STAGE = -1
 """`layer` of a row that is about all layers of a stage; also `microbatch` of a row that is about all of them."""
+MAX_STEPS_KEPT = 2000
 
 
 class Recorder:
@@ -22,6 +23,8 @@ class Recorder:
     def __init__(self, rank: int, device: torch.device) -> None:
         self.rank, self.on_cuda = rank, device.type == "cuda"
         self.rows: list[dict[str, Any]] = []
+        self.spent_s: dict[str, float] = {}
+        self.num_steps = 0
         self._pending: list[tuple[Any, Any, dict[str, Any]]] = []
         self._origin_s = self._step_start_s = time.perf_counter()
         self._step_start: Any = None
@@ -32,18 +35,28 @@ class Recorder:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """Record a whole step, with the device idle before and after it."""
+        """Record a whole step, with the device idle before and after it; `spent_s` has the seconds of the last by pass.
+
+        Rows are kept of the first `MAX_STEPS_KEPT` steps: a long run must not fill the memory.
+        """
         self._synchronise()
         self._step_start_s = time.perf_counter()
         self._step_start = self._mark()
         yield
         self._synchronise()
         end_s = time.perf_counter()
-        for start, end, row in self._pending:
-            self._append(self._since_origin(start), self._since_origin(end), row)
-        self._pending.clear()
         step = {"stream": "compute", "op": "step", "pass": "", "microbatch": WHOLE_STAGE, "bytes": 0}
-        self._append(self._step_start_s - self._origin_s, end_s - self._origin_s, step)
+        spans = [(self._since_origin(start), self._since_origin(end), row) for start, end, row in self._pending]
+        spans.append((self._step_start_s - self._origin_s, end_s - self._origin_s, step))
+        self._pending.clear()
+        self.spent_s = {}
+        for start_s, last_s, row in spans:
+            kind = "dp" if row["stream"] == "dp" else row["pass"] or row["op"]
+            self.spent_s[kind] = self.spent_s.get(kind, 0.0) + last_s - start_s
+        if self.num_steps < MAX_STEPS_KEPT:
+            for span in spans:
+                self._append(*span)
+        self.num_steps += 1
 
     @contextmanager
     def span(self, op: str, pass_: str, microbatch: int = WHOLE_STAGE, stream: str = "compute") -> Iterator[None]:
@@ -55,11 +68,6 @@ class Recorder:
         if self._pending and self._pending[-1][2] == row:
             start = self._pending.pop()[0]
         self._pending.append((start, self._mark(), row))
-
-    @property
-    def step_times_s(self) -> list[float]:
-        """Return the seconds of each recorded step."""
-        return [row["end_s"] - row["start_s"] for row in self.rows if row["op"] == "step"]
 
     def _append(self, start_s: float, end_s: float, row: dict[str, Any]) -> None:
         values = {"rank": self.rank, "start_s": start_s, "end_s": end_s, "layer": WHOLE_STAGE, "source": "measured"}

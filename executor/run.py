@@ -28,8 +28,11 @@ class Job:
     """A training run to make: model, strategy, length, data, device and where the results go.
 
     The first `num_warmup_steps` of the `num_steps` are trained but left out of medians. `table` is a CSV file with a
-    schedule that takes the place of the strategy's. `data` is 'stdlib', a text file or a folder of shards; with shards
-    `first_sample` is how many samples were trained before.
+    schedule that takes the place of the strategy's. `data` is 'stdlib', a text file or a folder of shards;
+    `first_sample` is how many samples were trained before, `fingerprint` (or its beginning) what the data must have.
+
+    Every `checkpoint_every` steps (0: never) a checkpoint is written and the last `keep` are kept. Training goes on from the
+    newest good one in `out`, else from that of the run folder `resume`.
     """
 
     model: ModelSpec
@@ -43,6 +46,11 @@ class Job:
     first_sample: int = 0
     device: str = "cpu"
     table: str = ""
+    fingerprint: str = ""
+    checkpoint_every: int = 0
+    keep: int = 2
+    async_checkpoint: bool = False
+    resume: str = ""
 
 
 def job_as_dict(job: Job) -> dict[str, Any]:
@@ -63,8 +71,9 @@ def check_job(job: Job) -> None:
     """Refuse a job whose length or learning rate makes no sense."""
     if job.num_warmup_steps < 0 or job.num_steps <= job.num_warmup_steps:
         raise BadInput(f"num_steps: {job.num_steps} leave none to measure after {job.num_warmup_steps} of warm-up")
-    if job.seed < 0:
-        raise BadInput(f"seed: must be at least 0 (is {job.seed})")
+    for field, least in (("seed", 0), ("first_sample", 0), ("checkpoint_every", 0), ("keep", 1)):
+        if getattr(job, field) < least:
+            raise BadInput(f"{field}: must be at least {least} (is {getattr(job, field)})")
     if not job.learning_rate > 0:
         raise BadInput(f"learning_rate: must be above 0 (is {job.learning_rate})")
 
@@ -75,7 +84,8 @@ class Run:
 
     `step_times_s` are all steps, each the slowest rank's. `losses` are the mean over the global batch.
     Bytes are by rank: `idle_memory_bytes` before the model was built, `peak_memory_bytes` at most (resident on CPU,
-    allocated on CUDA), `reserved_memory_bytes` what the allocator held. `timeline` has a timeline's columns.
+    allocated on CUDA), `reserved_memory_bytes` what the allocator held. `timeline` has a timeline's columns; its first step
+    is `first_step`: what was recorded before a restart is gone.
     """
 
     job: Job
@@ -86,11 +96,17 @@ class Run:
     peak_memory_bytes: tuple[int, ...]
     reserved_memory_bytes: tuple[int, ...]
     timeline: pd.DataFrame
+    first_step: int = 0
+
+    @property
+    def first_measured(self) -> int:
+        """Return the first step behind the warm-up, which there is after a restart, too."""
+        return min(self.first_step + self.job.num_warmup_steps, self.job.num_steps - 1)
 
     @property
     def measured_step_times_s(self) -> tuple[float, ...]:
         """Return the step times without the warm-up."""
-        return self.step_times_s[self.job.num_warmup_steps :]
+        return self.step_times_s[self.first_measured :]
 
     @property
     def step_time_s(self) -> float:
@@ -122,7 +138,8 @@ class Run:
         """Return how long a step waited for its data, by the rank that waited longest; the median after the warm-up."""
         waits = self.timeline[self.timeline["op"] == DATA].sort_values("start_s")
         by_rank = [(rows["end_s"] - rows["start_s"]).to_numpy(float) for _, rows in waits.groupby("rank")]
-        return float(np.median(np.max(by_rank, axis=0)[self.job.num_warmup_steps :])) if by_rank else 0.0
+        after = self.first_measured - self.first_step
+        return float(np.median(np.max(by_rank, axis=0)[after:])) if by_rank else 0.0
 
 
 class _RunFile(BaseModel):
@@ -136,6 +153,7 @@ class _RunFile(BaseModel):
     peak_memory_bytes: tuple[int, ...]
     reserved_memory_bytes: tuple[int, ...]
     timeline_rows: int
+    first_step: int = 0
 
 
 def write_run(run: Run, folder: str | Path) -> Path:
@@ -148,7 +166,7 @@ def write_run(run: Run, folder: str | Path) -> Path:
         "step_times_s": run.step_times_s, "losses": run.losses, "next_sample": run.next_sample, "data_wait_s": run.data_wait_s,
         "idle_memory_bytes": run.idle_memory_bytes,
         "peak_memory_bytes": run.peak_memory_bytes, "reserved_memory_bytes": run.reserved_memory_bytes,
-        "timeline_rows": len(run.timeline),
+        "timeline_rows": len(run.timeline), "first_step": run.first_step,
     }
     files.write_text(folder / RUN_FILE, json.dumps(data, indent=2) + "\n")
     return folder
@@ -168,7 +186,7 @@ def read_run(folder: str | Path) -> Run:
         job=job, environment=data.environment, step_times_s=data.step_times_s, losses=data.losses,
         idle_memory_bytes=data.idle_memory_bytes, peak_memory_bytes=data.peak_memory_bytes,
         reserved_memory_bytes=data.reserved_memory_bytes,
-        timeline=_read_timeline(Path(folder) / TIMELINE_FILE, data.timeline_rows),
+        timeline=_read_timeline(Path(folder) / TIMELINE_FILE, data.timeline_rows), first_step=data.first_step,
     )
 
 

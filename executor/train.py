@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import datetime
 import json
+import math
 import os
 import platform
 import sys
+import time
+import zlib
 from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
@@ -19,13 +22,19 @@ from torch import Tensor
 from torch.distributed.tensor.parallel import loss_parallel
 
 from executor import data
+from executor.checkpoint import Checkpointer, load_state, newest_good
+from executor.data.order import positions
+from executor.journal import note, read_journal, trained_steps
+from executor.manifest import check_same_training
 from executor.parallel import Parallel, parallelise
 from executor.pipeline import build_pipeline, run_step
+from executor.pulse import Pulse, Told
 from executor.record import Recorder
 from executor.run import DATA, Job, Run, job_from_dict, write_run
+from executor.vitals import Vitals
 from profiles.files import read_mapping
 from profiles.measure.leave import leave_group
-from simulator.layout import rank_of
+from simulator.layout import ORDER
 from simulator.schedules import load_table
 from simulator.timeline import COLUMNS
 
@@ -33,14 +42,16 @@ BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
 
 
 def main(path: str) -> None:
-    """Train the job in a file; the first rank that has a loss reports progress, rank 0 writes the run."""
+    """Train the job in a file; rank 0 keeps the journal, reports progress, and writes the run when all steps are done."""
     job = job_from_dict(read_mapping(path), path)
+    vitals = Vitals(job.out, int(os.environ["RANK"]))
     device = _own_device(job.device)
     dist.init_process_group(BACKENDS[job.device], device_id=device if device.type == "cuda" else None)
-    mine = train(job, device)
+    mine = train(job, device, vitals)
+    vitals.advance("ending")
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
-    if dist.get_rank() == 0:
+    if dist.get_rank() == 0 and all(everyone):
         write_run(join(job, everyone), job.out)
     leave_group()
 
@@ -54,38 +65,121 @@ def _own_device(kind: str) -> torch.device:
     return device
 
 
-def train(job: Job, device: torch.device) -> dict[str, Any]:
-    """Return what this rank measured over the job's steps."""
+def train(job: Job, device: torch.device, vitals: Vitals) -> dict[str, Any] | None:
+    """Return what this rank measured over the steps it trained, or None where it was asked to leave before the last."""
     source = data.open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab,
-                            first_sample=job.first_sample)
+                            fingerprint=job.fingerprint)
     idle_bytes = _idle_bytes(device)
     table = load_table(job.table)[0] if job.table else None
     parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate, table=table)
+    reporter = Reporter(job, dist.get_rank())
+    # each on a group of its own: threads and steps in flight must not share one
+    pulse, saving = Pulse(dist.new_group(backend="gloo")), dist.new_group(backend="gloo")
+    checkpointer = Checkpointer(job, parallel, source.fingerprint, saving, reporter.say)
+    first_step = take_up(job, parallel, source.fingerprint, saving, reporter)
     recorder = Recorder(dist.get_rank(), device)
     schedule = build_pipeline(parallel, recorder)
-    reports = dist.get_rank() == rank_of(job.strategy, pp=parallel.home[max(parallel.home)])
-    losses: list[float] = []
-    feed = data.batches(source, job.strategy, seed=job.seed, dp_rank=parallel.dp_rank, num_steps=job.num_steps,
-                        first_sample=job.first_sample)
+    feed = data.batches(source, job.strategy, seed=job.seed, dp_rank=parallel.dp_rank, num_steps=job.num_steps - first_step,
+                        first_sample=job.first_sample + first_step * int(job.strategy.global_batch))
+    is_left = False
     dist.barrier()
     recorder.start()
     with data.Prefetch(feed) as batches, loss_parallel() if job.strategy.tp > 1 else nullcontext():
-        for step in range(job.num_steps):
+        for step in range(first_step, job.num_steps):
+            vitals.advance(f"step {step}")
+            begun_at_s = time.time()
             with recorder.step():
                 with recorder.span(DATA, "", stream="host"):
-                    tokens = _on_device(next(batches), device)
+                    batch = next(batches)
+                    tokens = _on_device(batch, device)
                 loss = run_step(parallel, schedule, tokens, recorder)
                 update(parallel, recorder)
-            if loss is not None:
-                losses.append(float(loss))
-            if reports:
-                line = {"step": step, "loss": losses[-1], "step_time_s": recorder.step_times_s[-1]}
-                print(json.dumps(line), flush=True)
+            is_left = reporter.step(step - 1, pulse.receive())
+            pulse.send(told(vitals, recorder, parallel, job, step, batch, loss, begun_at_s))
+            if is_left or step + 1 == job.num_steps or (job.checkpoint_every and (step + 1) % job.checkpoint_every == 0):
+                reporter.step(step, pulse.receive())
+                if job.checkpoint_every:
+                    vitals.advance(f"checkpoint after step {step}")
+                    checkpointer.save(step + 1)
+            if is_left and step + 1 < job.num_steps:
+                break
+        else:
+            is_left = False
+    checkpointer.finish()
+    if is_left:
+        reporter.say("left", step=step + 1)
+        return None
     peak_bytes, reserved_bytes = _peak_bytes(device)
     return {
-        "rows": recorder.rows, "step_times_s": recorder.step_times_s, "losses": losses, "idle_bytes": idle_bytes,
-        "peak_bytes": peak_bytes, "reserved_bytes": reserved_bytes,
+        "rows": recorder.rows, "first_step": first_step, "idle_bytes": idle_bytes, "peak_bytes": peak_bytes,
+        "reserved_bytes": reserved_bytes,
     }
+
+
+def take_up(job: Job, parallel: Parallel, data_fingerprint: str, group: dist.ProcessGroup, reporter: Reporter) -> int:
+    """Fill the model from the newest good checkpoint, if there is one, and return how many steps it has behind it."""
+    runs = [job.out, *([job.resume] if job.resume and Path(job.resume).resolve() != Path(job.out).resolve() else [])]
+    found = newest_good(runs, group, reporter.say)
+    if found is None:
+        reporter.say("ready", step=0)
+        return 0
+    folder, manifest = found
+    check_same_training(folder, manifest, job, data_fingerprint)
+    load_state(parallel, folder, manifest.step, group)
+    if folder.parent.parent.resolve() != Path(job.out).resolve():
+        reporter.adopt(read_journal(job.resume), manifest.step)
+    reporter.say("ready", step=manifest.step, checkpoint=str(folder))
+    return manifest.step
+
+
+def told(
+    vitals: Vitals, recorder: Recorder, parallel: Parallel, job: Job, step: int, batch: data.Batch, loss: Tensor | None,
+    begun_at_s: float,
+) -> Told:
+    """Return what this rank says of a step."""
+    spent, inputs = recorder.spent_s, batch[0]
+    places = positions(job.strategy, job.first_sample, step, parallel.dp_rank)
+    is_first = all(parallel.mesh.get_local_rank(axis) == 0 for axis in ORDER if axis != "dp")
+    return Told(
+        leaves=vitals.leaves, loss=math.nan if loss is None else float(loss), begun_at_s=begun_at_s,
+        step_time_s=spent["step"], data_s=spent[DATA], forward_s=spent.get("F", 0.0),
+        backward_s=spent.get("B", 0.0) + spent.get("W", 0.0), dp_s=spent.get("dp", 0.0), optimizer_s=spent["U"],
+        first_sample=int(places[0]), num_samples=len(places) if is_first else 0,
+        crc32=zlib.crc32(inputs.tobytes()) if is_first else 0, memory_bytes=0,
+    )
+
+
+class Reporter:
+    """Rank 0's voice: the journal, and the same lines on standard output; other ranks say nothing."""
+
+    def __init__(self, job: Job, rank: int) -> None:
+        self.job, self.is_first = job, rank == 0
+
+    def say(self, event: str, **facts: Any) -> None:
+        """Report an event."""
+        self._add({"event": event, **facts})
+
+    def step(self, step: int, everyone: list[Told] | None) -> bool:
+        """Report a step by what all ranks told of it, if anything; return whether one of them was asked to leave."""
+        if everyone is None:
+            return False
+        losses = [told.loss for told in everyone if not math.isnan(told.loss)]
+        samples = sorted((int(t.first_sample), int(t.num_samples), int(t.crc32)) for t in everyone if t.num_samples)
+        self._add({
+            "step": step, "loss": float(np.mean(losses)), "step_time_s": max(t.step_time_s for t in everyone),
+            "data_s": max(t.data_s for t in everyone), "begun_at_s": everyone[0].begun_at_s, "samples": samples,
+        })
+        return any(told.leaves for told in everyone)
+
+    def adopt(self, lines: list[dict[str, Any]], num_steps: int) -> None:
+        """Take over the first steps from the journal of the run that wrote the checkpoint."""
+        for step, line in sorted(trained_steps(lines).items()):
+            if step < num_steps and self.is_first:
+                note(self.job.out, **line)
+
+    def _add(self, line: dict[str, Any]) -> None:
+        if self.is_first:
+            print(json.dumps(note(self.job.out, **line)), flush=True)
 
 
 def update(parallel: Parallel, recorder: Recorder) -> None:
@@ -101,16 +195,18 @@ def _on_device(batch: data.Batch, device: torch.device) -> tuple[Tensor, Tensor]
 
 
 def join(job: Job, everyone: list[dict[str, Any]]) -> Run:
-    """Return the run of all ranks' measurements: the slowest step times, the mean losses, one timeline."""
+    """Return the run of all ranks' measurements: one timeline, and the steps' times and losses from the journal."""
     rows = [row for mine in everyone for row in mine["rows"]]
     timeline = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["start_s", "rank"], ignore_index=True)
+    steps = trained_steps(read_journal(job.out))
     return Run(
         job=job, environment=environment(job.device),
-        step_times_s=tuple(np.max([mine["step_times_s"] for mine in everyone], axis=0).tolist()),
-        losses=tuple(np.mean([mine["losses"] for mine in everyone if mine["losses"]], axis=0).tolist()),
+        step_times_s=tuple(steps[step]["step_time_s"] for step in range(job.num_steps)),
+        losses=tuple(steps[step]["loss"] for step in range(job.num_steps)),
         idle_memory_bytes=tuple(mine["idle_bytes"] for mine in everyone),
         peak_memory_bytes=tuple(mine["peak_bytes"] for mine in everyone),
         reserved_memory_bytes=tuple(mine["reserved_bytes"] for mine in everyone), timeline=timeline,
+        first_step=everyone[0]["first_step"],
     )
 
 

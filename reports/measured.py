@@ -26,8 +26,10 @@ def measured_steps(run: Run) -> list[Timeline]:
     begins = {rank: np.sort(rows["start_s"].to_numpy(float)) for rank, rows in run.timeline[is_step].groupby("rank")}
     step = pd.Series(-1, index=actions.index)
     for rank, rows in actions.groupby("rank"):
-        step[rows.index] = np.searchsorted(begins.get(rank, np.zeros(0)), rows["start_s"], side="right") - 1
-    after = np.arange(run.job.num_warmup_steps, run.job.num_steps)
+        step[rows.index] = np.searchsorted(begins.get(rank, np.zeros(0)), rows["start_s"], side="right") - 1 + run.first_step
+    after = np.arange(run.first_measured, run.first_step + max(map(len, begins.values()), default=0))
+    if not len(after):
+        return []
     joined = set(after[np.unique(np.linspace(0, len(after) - 1, MAX_STEPS_JOINED).astype(int))].tolist())
     return [Timeline(rows=rows, step_time_s=run.step_times_s[int(index)])
             for index, rows in actions.groupby(step) if int(index) in joined]

@@ -11,8 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from executor.data.feed import positions
-from executor.data.order import Order, mix, permute
+from executor.data.order import Order, mix, permute, positions
 from simulator.strategy import Strategy
 
 sizes, seeds = st.integers(1, 400), st.integers(0, 2**70)

@@ -181,7 +181,7 @@ def test_samples_do_not_depend_on_how_a_batch_is_split(split: tuple[int, int, in
     strategy = replace(STRATEGY, dp=dp, micro_batch=micro_batch, num_microbatches=num)
     parts = [data.batch(corpus, strategy, seed=1, step=step, dp_rank=rank) for rank in range(dp)]
     inputs, targets = (np.concatenate([part[i] for part in parts]) for i in range(2))
-    expected = np.stack([data.sample(corpus, 32, seed=1, step=step, index=i) for i in range(8)])
+    expected = np.stack([data.sample(corpus, 32, seed=1, position=8 * step + i) for i in range(8)])
     assert np.array_equal(inputs, expected[:, :-1]) and np.array_equal(targets, expected[:, 1:])
 
 
@@ -190,7 +190,7 @@ def test_corpora(tmp_path: Path) -> None:
     assert data.open_corpus("stdlib", tmp_path, 32).read(0, 5).dtype == np.uint8
     text = tmp_path / "text.txt"
     text.write_bytes(bytes(range(34)))
-    assert data.sample(data.open_corpus(str(text), "", 32), 32, seed=0, step=0, index=0).shape == (33,)
+    assert data.sample(data.open_corpus(str(text), "", 32), 32, seed=0, position=0).shape == (33,)
     with pytest.raises(BadInput, match="34 bytes"):
         data.open_corpus(str(text), "", 64)
     with pytest.raises(BadInput, match="cannot be read"):

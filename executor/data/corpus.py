@@ -1,7 +1,8 @@
-"""Training tokens: bytes of text, in an order that is a function of the seed, the step and the place in the batch."""
+"""Training tokens: bytes of text, in an order that is a function of the seed and the position alone."""
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sysconfig
 from dataclasses import dataclass
@@ -10,12 +11,14 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
+from executor.data.order import positions
 from profiles import files
 from profiles.files import BadInput
 from simulator.strategy import Strategy
 
 STDLIB, CORPUS_FILE = "stdlib", "corpus.txt"
 MAX_BYTES = 30_000_000
+_SEEN = 1 << 20
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
 
 
@@ -30,6 +33,12 @@ class Corpus:
         """Return `num` bytes from `start` on."""
         with self.path.open("rb", buffering=0) as f:
             return np.frombuffer(os.pread(f.fileno(), num, start), dtype=np.uint8)
+
+    @property
+    def fingerprint(self) -> str:
+        """Return what tells this text from another: the SHA-256 of its size and of `_SEEN` bytes at both ends."""
+        ends = self.read(0, _SEEN).tobytes() + self.read(max(0, self.num_bytes - _SEEN), _SEEN).tobytes()
+        return hashlib.sha256(str(self.num_bytes).encode() + ends).hexdigest()
 
 
 def open_corpus(name: str, folder: str | Path, seq_len: int) -> Corpus:
@@ -63,19 +72,16 @@ def _stdlib() -> bytes:
     return b"".join(parts)[:MAX_BYTES]
 
 
-def sample(corpus: Corpus, seq_len: int, *, seed: int, step: int, index: int) -> NDArray[np.int64]:
-    """Return one sequence [seq_len + 1], at a place drawn from (seed, step, index in the global batch) alone."""
-    start = np.random.default_rng((seed, step, index)).integers(corpus.num_bytes - seq_len)
+def sample(corpus: Corpus, seq_len: int, *, seed: int, position: int) -> NDArray[np.int64]:
+    """Return one sequence [seq_len + 1], at a place drawn from (seed, position in the endless order) alone."""
+    start = np.random.default_rng((seed, position)).integers(corpus.num_bytes - seq_len)
     return corpus.read(int(start), seq_len + 1).astype(np.int64)
 
 
 def batch(
-    corpus: Corpus, strategy: Strategy, *, seed: int, step: int, dp_rank: int
+    corpus: Corpus, strategy: Strategy, *, seed: int, step: int, dp_rank: int, first_sample: int = 0
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
     """Return inputs and targets of a rank's step, each [micro-batches x micro-batch, S], targets one token ahead."""
-    size = strategy.micro_batch * strategy.num_microbatches
-    rows = [
-        sample(corpus, strategy.seq_len, seed=seed, step=step, index=dp_rank * size + row) for row in range(size)
-    ]
-    tokens = np.stack(rows)
+    places = positions(strategy, first_sample, step, dp_rank).tolist()
+    tokens = np.stack([sample(corpus, strategy.seq_len, seed=seed, position=place) for place in places])
     return tokens[:, :-1], tokens[:, 1:]

@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from executor.data.corpus import Corpus, batch, open_corpus
+from executor.data.order import positions
 from executor.data.reader import Reader
 from executor.data.shards import Shards, open_shards
 from profiles.files import BadInput
@@ -20,14 +21,19 @@ ORDER_CHUNK = 4096
 """Samples whose place in the order is found at a time."""
 
 
-def open_data(name: str, folder: str | Path, *, seq_len: int, vocab: int, first_sample: int = 0) -> Corpus | Shards:
-    """Return what a job trains on: a folder of shards, or a text file; what does not go with the job is a `BadInput`."""
-    if first_sample < 0:
-        raise BadInput(f"first_sample: must not be negative (is {first_sample})")
-    if not Path(name).is_dir():
-        if first_sample:
-            raise BadInput(f"first_sample: {first_sample} goes with shards, and {name!r} is plain text")
-        return open_corpus(name, folder, seq_len)
+def open_data(name: str, folder: str | Path, *, seq_len: int, vocab: int, fingerprint: str = "") -> Corpus | Shards:
+    """Return what a job trains on: a folder of shards, or a text file; what does not go with the job is a `BadInput`.
+
+    Given a `fingerprint`, or its beginning, other data than those that have it are refused.
+    """
+    source = _open_shards(name, seq_len, vocab) if Path(name).is_dir() else open_corpus(name, folder, seq_len)
+    if not source.fingerprint.startswith(fingerprint):
+        raise BadInput(f"data: {name} has the fingerprint {source.fingerprint[:16]}, "
+                       f"training began on data with {fingerprint[:16]}")
+    return source
+
+
+def _open_shards(name: str, seq_len: int, vocab: int) -> Shards:
     shards = open_shards(name)
     if shards.index.vocab > vocab:
         raise BadInput(f"data: {name} has a vocabulary of {shards.index.vocab}, the model only one of {vocab}")
@@ -41,11 +47,11 @@ def batches(
 ) -> Iterator[Batch]:
     """Yield a rank's batch of each step; together the ranks have the next `global_batch` samples, however many they are.
 
-    With shards, training that stopped after n samples goes on exactly with `first_sample` n, on any number of ranks.
+    Training that stopped after n samples goes on exactly with `first_sample` n, on any number of ranks.
     """
     if isinstance(source, Corpus):
         for step in range(num_steps):
-            yield batch(source, strategy, seed=seed, step=step, dp_rank=dp_rank)
+            yield batch(source, strategy, seed=seed, step=step, dp_rank=dp_rank, first_sample=first_sample)
         return
     reader = Reader(source, strategy.seq_len)
     for numbers in rank_samples(source, strategy, seed=seed, dp_rank=dp_rank, num_steps=num_steps, first_sample=first_sample):
@@ -63,10 +69,3 @@ def rank_samples(
     for first in range(0, num_steps, at_once):
         steps = range(first, min(first + at_once, num_steps))
         yield from order.samples(np.stack([positions(strategy, first_sample, step, dp_rank) for step in steps]))
-
-
-def positions(strategy: Strategy, first_sample: int, step: int, dp_rank: int) -> NDArray[np.int64]:
-    """Return the places of a rank's rows of a step in the endless order of samples."""
-    rows = strategy.micro_batch * strategy.num_microbatches
-    first = first_sample + step * int(strategy.global_batch) + dp_rank * int(rows)
-    return np.arange(first, first + int(rows), dtype=np.int64)

@@ -17,6 +17,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
+from simulator.strategy import Strategy
+
 Ids = NDArray[np.uint64]
 NUM_ROUNDS = 6
 _GAMMA = 0x9E3779B97F4A7C15
@@ -59,6 +61,13 @@ class Order:
         slot = lane + lanes * (along // group)
         inside = permute(along % group, np.broadcast_to(group, at.shape), mix(keys ^ (slot << np.uint64(2) | _INSIDE)))
         return permute(slot, np.broadcast_to(num_groups, at.shape), keys) * group + inside
+
+
+def positions(strategy: Strategy, first_sample: int, step: int, dp_rank: int) -> NDArray[np.int64]:
+    """Return the places of a rank's rows of a step in the endless order of samples."""
+    rows = strategy.micro_batch * strategy.num_microbatches
+    first = first_sample + step * int(strategy.global_batch) + dp_rank * int(rows)
+    return np.arange(first, first + int(rows), dtype=np.int64)
 
 
 def permute(at: Ids, size: Ids, key: Ids) -> Ids:

@@ -87,6 +87,11 @@ class Shards:
         return len(self.size)
 
     @property
+    def fingerprint(self) -> str:
+        """Return what tells these shards from others."""
+        return self.index.fingerprint
+
+    @property
     def stored_bytes(self) -> int:
         """Return the bytes of all blocks on disk."""
         return int(self.size.sum())
