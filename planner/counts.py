@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 
+from planner.differences import differences
 from planner.predict import Prediction, predict_replayed
 from planner.question import Question
 from planner.rules import MEMORY_RULE, illegal_reason
@@ -18,10 +19,7 @@ from simulator.strategy import Strategy
 
 Spaces = Callable[[Question], Axes]
 """The space to search for a question."""
-FOLLOWS = ("dp", "num_microbatches", "seq_len", "precision", "software", "lora_rank", "lora_targets")
-"""Fields of a strategy that another count or the question changes: they are no change of strategy."""
 BATCH_RULE = "batch divides"
-TITLES = {"zero": "ZeRO", "micro_batch": "micro-batch", "shard_group": "shard group", "recompute_share": "share recomputed"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -123,17 +121,6 @@ def _nothing(found: Found) -> str:
     begin = "does not fit" if rule == MEMORY_RULE else "nothing divides" if rule == BATCH_RULE else "no legal strategy"
     example = next((r for r in found.rejected_examples if r.rule == rule), None)
     return begin if example is None else f"{begin}: {example.reason}"
-
-
-def differences(before: Strategy, after: Strategy) -> str:
-    """Return in words what of a strategy is other than before; what follows from the count is left out."""
-    words = []
-    for name in (f.name for f in fields(Strategy) if f.name not in FOLLOWS):
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            words.append(f"{TITLES.get(name, name)} {old or 'even'} -> {new or 'even'}" if isinstance(old, str) else
-                         f"{TITLES.get(name, name)} {old:g} -> {new:g}")
-    return ", ".join(words)
 
 
 def changed(before: Prediction, after: Prediction, question: Question) -> Change | None:

@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.differences import ASKED, differences
 from planner.predict import Prediction, predict
 from planner.question import Question
 from planner.rules import first_broken, illegal_reason, num_experts
@@ -239,28 +240,13 @@ def _fitting(question: Question, asked: Prediction, batch: Strategy | None) -> l
 
 def _change(asked: Prediction, strategy: Strategy, peak_bytes: float, step_s: float) -> Change:
     rate, num = float(strategy.tokens_per_step) / step_s, int(strategy.world_size)
+    size = "" if num == asked.strategy.world_size else f"{asked.strategy.world_size} -> {num} accelerators"
     return Change(
-        title=_difference(asked.strategy, strategy), strategy=strategy, num_gpus=num, peak_memory_bytes=peak_bytes,
+        title=", ".join(filter(None, [size, differences(asked.strategy, strategy, hidden=ASKED)])),
+        strategy=strategy, num_gpus=num, peak_memory_bytes=peak_bytes,
         step_time_s=step_s, tokens_per_s=rate, tokens_per_s_change=rate / asked.tokens_per_s - 1,
         tokens_per_s_per_gpu_change=rate / num / asked.tokens_per_s_per_gpu - 1,
     )
-
-
-def _difference(before: Strategy, after: Strategy) -> str:
-    """Return in words what of a strategy is other than before; what follows from the rest is left out."""
-    words = []
-    grown = after.world_size != before.world_size
-    for name in ("tp", "pp", "cp", "ep", "etp", "dp", "zero", "recompute", "micro_batch", "schedule", "chunks"):
-        old, new = getattr(before, name), getattr(after, name)
-        if old != new:
-            title = {"zero": "ZeRO", "micro_batch": "micro-batch"}.get(name, name)
-            words.append(f"{title} {old} -> {new}")
-    if after.recompute == before.recompute and after.recompute_share != before.recompute_share:
-        words.append(f"recompute in all layers, not {before.recompute_share:.0%}")
-    if after.sequence_parallel and not before.sequence_parallel and after.tp > 1:
-        words.append("sequence parallelism")
-    size = [f"{before.world_size} -> {after.world_size} accelerators"] if grown else []
-    return ", ".join([*size, *words])
 
 
 def fewest_gpus(question: Question, asked: Prediction) -> Change | None:

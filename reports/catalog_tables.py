@@ -6,7 +6,8 @@ from profiles import files
 from profiles.families import load_model, num_active_params, num_params
 from profiles.hardware import Accelerator, load_accelerator, load_cluster
 from profiles.prices import prices
-from profiles.units import show
+from profiles.reliability import load_fleet
+from profiles.units import show, significant
 
 
 def _peak(accelerator: Accelerator) -> str:
@@ -14,8 +15,10 @@ def _peak(accelerator: Accelerator) -> str:
     return show(peaks["bf16"], "flop_per_s", 4) if "bf16" in peaks else "-"
 
 
-KINDS = ("models", "accelerators", "clusters", "software", "prices")
+KINDS = ("models", "accelerators", "clusters", "software", "fleets", "prices")
 """What the catalogue lists."""
+GPUS_A_NODE = 8
+"""On how many accelerators a node the failures of fleets are shown."""
 
 
 def catalog_rows(kind: str) -> tuple[list[str], list[list[str]]]:
@@ -45,6 +48,12 @@ def catalog_rows(kind: str) -> tuple[list[str], list[list[str]]]:
         software = [load_software(name) for name in files.catalog_names("software")]
         return ["software", "framework", "year", "kernels", "attention", "source"], [
             [s.name, s.framework, str(s.year), s.kernels, s.attention, s.source] for s in software
+        ]
+    if kind == "fleets":
+        fleets = [load_fleet(name) for name in files.catalog_names("reliability")]
+        return ["fleet", "title", "causes", "failures a 1,000 node-days", "noticed in", "started again in", "repaired in"], [
+            [f.name, f.title, str(len(f.causes)), significant(f.failures_per_s(1000 * GPUS_A_NODE, 1000) * 86400.0),
+             show(f.detection_s, "s"), show(f.restart_s, "s"), show(f.repair_s, "s")] for f in fleets
         ]
     head = ["accelerator", "provider", "sku", "term", "price", "date", "source", "default"]
     return head, [[str(row.get(k, "")).replace("True", "yes") for k in head] for row in prices()]

@@ -162,7 +162,7 @@ def test_tables_for_people(run) -> None:  # type: ignore[no-untyped-def]
     for word in ("step time", "tokens/s", "MFU", "days", "Considered", "Left out", "Assumed", "plan.html"):
         assert word in shown.out, word
     for kind, word in (("models", "llama-3-8b"), ("accelerators", "TFLOP/s"), ("clusters", "NVLink"), ("prices", "USD/h"),
-                       ("software", "megatron-lm-2024")):
+                       ("software", "megatron-lm-2024"), ("fleets", "node-days")):
         assert word in run("catalog", kind).out
         assert json.loads(run("catalog", kind, "--json").out)[kind]
     # numbers stand under their own heads

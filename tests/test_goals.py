@@ -14,7 +14,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 import headway
-from planner.counts import Sized, changed, differences, gpu_counts, on_count, searched, sweep
+from planner.counts import Sized, changed, gpu_counts, on_count, searched, sweep
+from planner.differences import differences
 from planner.economics import Band
 from planner.goals import NEAR, Goal, best, binding, front, nearest, runs, settled
 from planner.offers import Offer, Point, break_even_preemptions, offers_of, point, preempted, why_not

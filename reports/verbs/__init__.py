@@ -1,7 +1,7 @@
 """The verbs of the command line, one module each, imported when its verb is called."""
 
 VERBS = {
-    "catalog": "List known models, accelerators, clusters, prices and more.",
+    "catalog": "List known models, accelerators, clusters, fleets and prices.",
     "profile": "Measure this machine: kernels, collectives, copies and disk.",
     "estimate": "Price one given strategy: step time, memory, days, dollars.",
     "fit": "Say whether a run fits, and what would make it fit.",
