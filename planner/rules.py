@@ -23,7 +23,7 @@ from profiles.model import (
     StateSpace,
 )
 from profiles.ops import Num
-from simulator.layout import ORDER, order_of, ranks_per_node
+from simulator.layout import ORDER, ORDERS, order_of, ranks_per_node
 from simulator.schedules import SCHEDULES
 from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
 
@@ -172,6 +172,12 @@ def _other_wires(s: Strategy, q: Question, orders: Sequence[str]) -> Num:
     return other
 
 
+def _cuts_pool(s: Strategy) -> Num:
+    """Return where pp is the outermost axis, so that a stage lies on neighbouring ranks."""
+    outer = [order for order in (*ORDERS, "") if (order or "-".join(ORDER)).endswith("pp")]
+    return (np.asarray(s.pp) == 1) | np.isin(s.order, outer)
+
+
 def _whole_groups(s: Strategy, q: Question) -> Num:
     if np.ndim(s.order):
         whole: Num = True
@@ -222,6 +228,11 @@ RULES: tuple[Rule, ...] = (
         holds=lambda s, q: (s.pp == 1) | (s.pp * s.chunks <= q.model.num_layers + 2 * (s.chunks > 1)),
         reason=lambda s, q: f"pp {s.pp} x {s.chunks} chunks is more than {q.model.num_layers} layers",
         of_pipe=True,
+    ),
+    Rule(
+        name="pp cuts a pool",
+        holds=lambda s, q: _cuts_pool(s) if q.cluster.parts else True,
+        reason=lambda s, q: f"order {s.order} lays each stage across all parts of a pool; there pp has to be outermost",
     ),
     Rule(
         name="batch divides",

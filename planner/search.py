@@ -18,6 +18,7 @@ from planner.predict import Prediction, predict_replayed
 from planner.question import Question
 from planner.rules import MEMORY_RULE, RULES, Rule, first_broken, same_as_another
 from planner.space import Axes, Block, PipeChoice, blocks, flat, whole_space
+from profiles.accelerators import mean_memory
 from profiles.cost import CostModel, cost_model
 from profiles.units import show
 from simulator.estimate import estimate_pipe
@@ -199,7 +200,7 @@ class _Tally:
         self.counts[MEMORY_RULE] += int(legal.sum())
         # what the fullest rank holds is no less than what all hold on the average
         mean = np.broadcast_to(mean_states(question.model, pieces_of(workload), int(cells.pp)), (len(cells),))
-        light = mean <= usable
+        light = mean <= mean_memory(question.cluster.accelerator)
         if not light.any():
             # one is kept to say why
             light = np.arange(len(cells)) == mean.argmin()
@@ -238,13 +239,16 @@ class _Tally:
         return legal
 
     def _peaks(self, workload: Workload, pipes: tuple[PipeChoice, ...], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return the peak bytes of cells with each pipe, infinite where they are not legal."""
+        """Return the peak bytes of cells with each pipe, infinite where they are not legal; of a pool as if all ranks had its
+        smallest memory, and what they lack or have left."""
+        accelerator = self.cost.cluster.accelerator
         peaks = np.full(legal.shape, np.inf)
         for row, pipe, where in zip(peaks, pipes, legal, strict=True):
             if where.any():
                 some = workload if where.all() else pick_workload(workload, np.flatnonzero(where))
                 piped = replace(some, strategy=_with(some.strategy, pipe))
-                row[where] = peak_memory(piped, self.cost.cluster.accelerator).peak_bytes
+                memory = peak_memory(piped, accelerator)
+                row[where] = memory.peak_bytes + (accelerator.memory_bytes - memory.usable_bytes)
         return peaks
 
     def _count(self, rule: Rule, question: Question, batch: Strategy, where: NDArray[np.int64]) -> None:
@@ -292,14 +296,21 @@ class _Tally:
 
     def examples(self, question: Question) -> tuple[Rejected, ...]:
         """Return rejected strategies, rule by rule in turn; of those that do not fit the ones that need least."""
-        usable, title = question.cluster.accelerator.memory_bytes, question.cluster.accelerator.title
-        short = [
-            Rejected(strategy=c.strategy, rule=MEMORY_RULE, reason=(
-                f"needs {show(c.peak_bytes, 'bytes')}, {show(usable, 'bytes')} usable on {title}")) for c in self.short
-        ]
+        short = [Rejected(strategy=c.strategy, rule=MEMORY_RULE, reason=_lacks(c)) for c in self.short]
         by_rule = [short, *self.rejected.values()]
         turns = max((len(rows) for rows in by_rule), default=0)
         return tuple([rows[i] for i in range(turns) for rows in by_rule if i < len(rows)][:NUM_REJECTED_SHOWN])
+
+
+def _lacks(candidate: Candidate) -> str:
+    """Return how much a strategy needs, and what there is; in a pool where least is left."""
+    accelerator, peak = candidate.question.cluster.accelerator, candidate.peak_bytes
+    usable, title = accelerator.memory_bytes, accelerator.title
+    if accelerator.parts:
+        memory = peak_memory(build_workload(candidate.question.model, candidate.strategy), accelerator)
+        peak, usable = float(memory.peak_bytes), float(memory.usable_bytes)
+        title = " + ".join(dict.fromkeys(kind.title for kind in accelerator.kinds if kind.memory_bytes == usable))
+    return f"needs {show(peak, 'bytes')}, {show(usable, 'bytes')} usable on {title}"
 
 
 def _first(candidates: list[Candidate], num: int) -> list[Candidate]:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from planner.balance import balanced_splits, loads_of
 from planner.question import Question
 from planner.rules import num_experts
 from profiles.files import BadInput
@@ -30,7 +31,8 @@ AXES = {
     "recompute": "recomputation, with the share of layers behind a colon (full:0.5)",
     "micro_batch": "sequences of a micro-batch", "schedule": "pipeline schedules",
     "chunks": "chunks of layers a pipeline rank, or 'even' for all that divide its layers",
-    "fewer": "layers that the first and the last stage have less than an even split (0/0, 1/1)",
+    "fewer": "layers that the first and the last stage have less than an even split (0/0, 1/1), or 'balanced' over the speeds "
+             "of a pool's accelerators",
     "context": "how keys reach other cp ranks", "order": "axes on the machine, innermost first, or 'all'",
     "global_batch": "sequences of a step", "precision": "what is computed in",
 }
@@ -38,6 +40,8 @@ AXES = {
 SHARES = (0.5,)
 """Shares of the layers that full recomputation is tried on, beside all."""
 FEWER = ((0, 0), (0, 1), (1, 1))
+BALANCED = "balanced"
+"""Splits of the layers under which the unlike accelerators of a pool take equally long (`planner.balance`)."""
 EVEN = "even"
 """Every number of chunks that divides the layers of a pipeline rank, with embedding and head counted as layers or not."""
 USUAL_ORDERS = ("", "tp-cp-pp-dp", "cp-tp-dp-pp", "dp-tp-cp-pp")
@@ -85,6 +89,7 @@ def divisors(n: int) -> list[int]:
 def whole_space(question: Question) -> Axes:
     """Return every axis with all its values, where these are finite; else those that people use."""
     cluster, experts = question.cluster, num_experts(question.model)
+    fewer = (*FEWER[:1], BALANCED) if cluster.parts else FEWER
     num, node = cluster.num_gpus, min(cluster.gpus_per_node, cluster.num_gpus)
     degrees = tuple(divisors(num))
     groups = [d for d in divisors(node) if d > 1]
@@ -98,7 +103,7 @@ def whole_space(question: Question) -> Axes:
         "zero": (*((level, 0) for level in range(4)), *((level, group) for level in HYBRID for group in groups)),
         "recompute": (*((name, 1.0) for name in RECOMPUTE), *(("full", share) for share in SHARES)),
         "micro_batch": tuple(divisors(question.global_batch)), "schedule": tuple(SCHEDULES),
-        "chunks": (EVEN,), "fewer": FEWER, "context": CONTEXT, "order": USUAL_ORDERS,
+        "chunks": (EVEN,), "fewer": fewer, "context": CONTEXT, "order": USUAL_ORDERS,
         "global_batch": (question.global_batch,), "precision": (question.precision,),
     }
 
@@ -109,7 +114,7 @@ def brief_space(question: Question) -> Axes:
     return whole | {
         "zero": tuple((level, 0) for level in range(4)), "recompute": tuple((name, 1.0) for name in RECOMPUTE),
         "schedule": ("1F1B", "Interleaved1F1B"), "chunks": (1, 2, 4, 8),
-        "fewer": FEWER[:1], "context": CONTEXT[:1], "order": ("",),
+        "fewer": whole["fewer"] if question.cluster.parts else FEWER[:1], "context": CONTEXT[:1], "order": ("",),
         "cp": tuple(c for c in whole["cp"] if c == 1 or question.seq_len // c >= 4 * SHORTEST_PIECE), "etp": (1,),
     }
 
@@ -184,6 +189,7 @@ def _pipes(question: Question, pp: int, axes: Axes) -> Iterator[PipeChoice]:
         return
     model, way = question.model, question.software.layer_split
     counts = {num for num in axes["chunks"] if num != EVEN}
+    loads = loads_of(question, pp) if BALANCED in axes["fewer"] and question.cluster.parts else ()
     if EVEN in axes["chunks"]:
         counts |= {1, 2} | {num for num in range(3, model.num_layers // pp + 2)
                             if model.num_layers % (pp * num) == 0 or (model.num_layers + 2) % (pp * num) == 0}
@@ -196,7 +202,11 @@ def _pipes(question: Question, pp: int, axes: Axes) -> Iterator[PipeChoice]:
         even = [sum(num for part, num in parts if part not in ("embedding", "head", "mtp"))
                 for parts in stage_parts(model, pp, chunks, way)]
         seen = {tuple(even)}
-        for fewer in axes["fewer"]:
+        for split in balanced_splits(pp, schedule, chunks, loads):
+            if (counts_of := tuple(map(int, split.split("-")))) not in seen:
+                seen.add(counts_of)
+                yield PipeChoice(schedule=schedule, chunks=chunks, layers=split)
+        for fewer in (pair for pair in axes["fewer"] if pair != BALANCED):
             layers = _with_fewer(even, *fewer)
             if fewer == (0, 0):
                 yield PipeChoice(schedule=schedule, chunks=chunks, layers="")
@@ -235,8 +245,8 @@ def _text(axis: str, value: Any) -> str:
 
 def _value(axis: str, text: str) -> Any:
     """Return a value of an axis from its text."""
-    if (axis, text) == ("chunks", EVEN):
-        return EVEN
+    if (axis, text) in (("chunks", EVEN), ("fewer", BALANCED)):
+        return text
     if axis == "order":
         return "" if check_order(text) == "-".join(ORDER) else text
     head, _, rest = text.partition("/" if axis == "fewer" else ":")

@@ -147,6 +147,11 @@ def mixed_accelerator(parts: Sequence[tuple[Accelerator, int]]) -> Accelerator:
     )
 
 
+def mean_memory(accelerator: Accelerator) -> float:
+    """Return the bytes of an accelerator; of those that it stands for the mean."""
+    return mean_of([(kind.memory_bytes, num) for kind, num in accelerator.parts or ((accelerator, 1),)])
+
+
 def mean_of(values: Sequence[tuple[float, int]]) -> float:
     """Return the mean of values, each so many times; of equal ones that very value."""
     first, total = values[0][0], sum(num for _, num in values)

@@ -7,6 +7,7 @@ all else is fitted on measured kernels and collectives (`efficiency.py`).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 from typing import Annotated
 
@@ -73,6 +74,17 @@ def catalogue() -> dict[str, Calibration]:
         name: files.validate(Calibration, files.catalog_mapping("calibration", name), f"calibration/{name}.yaml")
         for name in files.catalog_names("calibration")
     }
+
+
+def worst(parts: Sequence[Calibration]) -> Calibration:
+    """Return what holds for a step of several accelerators together: overlap and waiting as where they cost most.
+
+    Factors on kernels and collectives are each accelerator's own, and 1 here.
+    """
+    shared = ("beside", "wait", "pipelined", "spread", "expert_spread", "comm_spread")
+    return Calibration(accelerators=tuple(name for part in parts for name in part.accelerators),
+                       source="; ".join(dict.fromkeys(part.source for part in parts)),
+                       **{name: max(getattr(part, name) for part in parts) for name in shared})
 
 
 def load_calibration(accelerator: str) -> Calibration:

@@ -6,11 +6,12 @@ accelerator's efficiency file hold. Sizes may be arrays; the result then is an a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
-from profiles.calibration import NONE, Calibration, load_calibration
+from profiles.calibration import NONE, Calibration, load_calibration, worst
 from profiles.collectives import Collective
 from profiles.efficiency import AttentionLaw, Efficiency, GemmLaw, MemoryLaw, ScanLaw, load_efficiency
 from profiles.files import BadInput
@@ -51,6 +52,7 @@ class CostModel:
     """What operators and collectives cost on a cluster: by `efficiency` laws, or by the cluster's measured table.
 
     `eager`: pointwise kernels are not fused; `age_years`: years from the accelerator's launch to the software's release.
+    `parts` are the models of a pool's parts; an operator that runs on several of them takes as long as on the slowest.
     """
 
     cluster: Cluster
@@ -58,6 +60,13 @@ class CostModel:
     calibration: Calibration = NONE
     eager: bool = False
     age_years: float = 4.0
+    parts: tuple[CostModel, ...] = ()
+
+    def over(self, places: tuple[int, ...]) -> CostModel:
+        """Return the model of what runs over some parts of a pool, by index: a part's own, or the slowest of several."""
+        if len(places) == 1:
+            return self.parts[places[0]]
+        return replace(self, parts=tuple(self.parts[place] for place in places))
 
     @property
     def overlaps(self) -> bool:
@@ -69,6 +78,8 @@ class CostModel:
 
     def kernel(self, kernel: Kernel) -> Cost:
         """Return the cost of a kernel, never below its roofline."""
+        if self.parts:
+            return _slowest([part.kernel(kernel) for part in self.parts])
         if self.cluster.table is not None:
             return _measured_kernel(self, kernel)
         assert self.efficiency is not None
@@ -114,6 +125,10 @@ class CostModel:
         `contention`: how many times longer its bytes take on links that groups share, inside and between nodes. Where the
         machine is measured, those over tp, and over dp through an `engine` (`fsdp`), include what it adds.
         """
+        if self.parts:
+            wire = self.cluster.scale_out
+            joint = (replace(part, cluster=replace(part.cluster, scale_out=wire)) for part in self.parts)
+            return _slowest([part.collective(collective, ranks_per_node, engine, contention) for part in joint])
         if self.cluster.table is not None:
             return _measured_collective(self, collective, engine)
         assert self.efficiency is not None
@@ -132,10 +147,26 @@ def cost_model(cluster: Cluster) -> CostModel:
     """Return the cost model of a cluster: measured where it has a table, else its accelerator's fitted laws."""
     if cluster.table is not None:
         return CostModel(cluster=cluster, efficiency=None)
+    if cluster.parts:
+        parts = tuple(cost_model(part) for part in cluster.parts)
+        return CostModel(cluster=cluster, efficiency=None, parts=parts, calibration=worst([p.calibration for p in parts]))
     return CostModel(
         cluster=cluster, efficiency=load_efficiency(cluster.accelerator.laws),
         calibration=load_calibration(cluster.accelerator.name),
     )
+
+
+def _slowest(costs: Sequence[Cost]) -> Cost:
+    """Return the longest of the costs of one operator on several parts of a pool."""
+    longest = costs[0]
+    for cost in costs[1:]:
+        slower = np.asarray(cost.seconds) > np.asarray(longest.seconds)
+        longest = Cost(
+            seconds=np.maximum(longest.seconds, cost.seconds), spread=np.where(slower, cost.spread, longest.spread),
+            noise=np.where(slower, cost.noise, longest.noise),
+            source=longest.source if cost.source in longest.source else f"{longest.source}; {cost.source}",
+        )
+    return longest
 
 
 def roofline_s(accelerator: Accelerator, kernel: Kernel) -> Num:

@@ -8,6 +8,7 @@ replay is exact; a test holds the two together.
 from __future__ import annotations
 
 from dataclasses import dataclass, fields, replace
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from profiles.cost import CostModel
 from profiles.ops import Num
 from simulator.layout import stage_parts
 from simulator.pricing import Prices, Seconds, price
-from simulator.schedules import rank_stages
+from simulator.schedules import rank_stages, stage_rank
 from simulator.stages import StageSeconds, stage_seconds
 from simulator.strategy import Pipe, Strategy, by_pipe
 from simulator.workload import Workload
@@ -102,11 +103,13 @@ def estimate_pipe(
     """
     strategy, pp, chunks = workload.strategy, pipe.pp, pipe.chunks
     m = np.asarray(strategy.num_microbatches)
-    stages = [tuple(s) for s in stage_parts(workload.model, pp, chunks, pipe.split)]
+    where = prices.places(pp)
+    stages = [(tuple(parts), where[stage_rank(pipe.schedule, s, pp)])
+              for s, parts in enumerate(stage_parts(workload.model, pp, chunks, pipe.split))]
     each = {} if known is None else known
     for stage in dict.fromkeys(stages):
         if stage not in each:
-            each[stage] = stage_seconds(prices, strategy, list(stage))
+            each[stage] = stage_seconds(prices.at(stage[1]), strategy, list(stage[0]))
     places = [tuple(stages[s] for s in rank_stages(pipe.schedule, rank, pp, chunks)) for rank in range(pp)]
     priced = {place: _rank_seconds([each[s] for s in place]) for place in dict.fromkeys(places)}
     first, distinct = priced[places[0]], list(priced.values())
@@ -127,7 +130,8 @@ def estimate_pipe(
         skip = pipe.schedule != "LoopedBFS"
         chunk = [[passes(each[s]) for s in stages[max(at, skip) : at + pp]] for at in range(0, len(stages), pp)]
         pace = np.maximum(slowest, sum(np.max(np.broadcast_arrays(*c), axis=0) for c in chunk))
-    sends = send_delay_s(strategy, prices.send_s)
+    hops = [prices.hop_s(one, other) for one, other in pairwise(where)] or [prices.send_s]
+    sends = send_delay_s(strategy, hops[0] + sum(hop - hops[0] for hop in hops[1:]) / len(hops))
     # the first and the last micro-batch go through the first chunk of every rank, and through the others of one
     split = bool(np.any(strategy.splits_backward))
     closing = sum(_closing(each[s], split) for s in (*stages[:pp], *places[-1][1:]))

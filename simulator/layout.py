@@ -7,6 +7,7 @@ mesh is built from this file.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import groupby, permutations
 from typing import Any
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from profiles.collectives import Collective
 from profiles.families import Shape, part_items, part_params
 from profiles.files import BadInput
+from profiles.hardware import Accelerator
 from profiles.model import FeedForward, ModelSpec, Part, SelfAttention
 from profiles.ops import Num
 from simulator.schedules import rank_stages
@@ -112,6 +114,23 @@ def groups(strategy: Strategy, axis: str) -> NDArray[np.int64]:
 def distinct_ranks(strategy: Strategy) -> list[int]:
     """Return one rank of each set that is alike: on a uniform cluster, one for each pipeline stage."""
     return [rank_of(strategy, pp=stage) for stage in range(int(strategy.pp))]
+
+
+def devices(accelerator: Accelerator, pp: int) -> list[tuple[Accelerator, ...]]:
+    """Return the kinds of accelerator under each pipeline rank: of a pool's those of the parts over which it lies."""
+    if not accelerator.parts:
+        return [(accelerator,)] * pp
+    return [tuple(accelerator.kinds[part] for part in place)
+            for place in covered_parts([num for _, num in accelerator.parts], pp)]
+
+
+def covered_parts(num_gpus: Sequence[int], pp: int) -> list[tuple[int, ...]]:
+    """Return the parts of a pool, each of so many accelerators, over which each pipeline rank lies, pp being outermost."""
+    ends = np.cumsum(num_gpus).tolist()
+    size = ends[-1] // pp
+    begins = [0, *ends[:-1]]
+    return [tuple(part for part, (begin, end) in enumerate(zip(begins, ends, strict=True))
+                  if begin < (rank + 1) * size and rank * size < end) for rank in range(pp)]
 
 
 def stage_layers(num_layers: int, stages: int) -> list[int]:

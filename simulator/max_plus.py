@@ -15,16 +15,16 @@ from simulator.schedules import Action, Table, homes, needs, results, sent_to
 
 
 def play_table(
-    table: Table, seconds: Callable[[Action], Num], send_s: Callable[[int], Num] | float = 0.0, waits: bool = False,
+    table: Table, seconds: Callable[[Action], Num], send_s: Callable[[int, int], Num] | float = 0.0, waits: bool = False,
     on_end: Callable[[int, Action, Num], None] | None = None,
 ) -> list[Num]:
     """Return when each rank is done with its row of a table, as `replay.replay_table` would; seconds may be arrays.
 
-    `send_s` is the time of a send, or gives that of a sending rank. `on_end` is told each action's end.
+    `send_s` is the time of a send, or gives that between two ranks. `on_end` is told each action's end.
     """
     home = homes(table)
     num_stages = len(home)
-    sends = send_s if callable(send_s) else lambda _: send_s
+    sends = send_s if callable(send_s) else lambda *_: send_s
     takers: dict[Action, int] = {}
     for row in table:
         for action in row:
@@ -50,7 +50,7 @@ def play_table(
             start = free[rank]
             for need in wanted:
                 came_from = home[need.stage]
-                start = np.maximum(start, done[need] + (sends(came_from) if came_from != rank else 0.0))
+                start = np.maximum(start, done[need] + (sends(came_from, rank) if came_from != rank else 0.0))
                 takers[need] -= 1
                 if not takers[need]:
                     del done[need]  # nobody needs it any more, and it may be large
@@ -59,8 +59,8 @@ def play_table(
             if on_end:
                 on_end(rank, action, end)
             for result in results(action):
-                if waits and sent_to(result, home) is not None:
-                    free[rank] = free[rank] + sends(rank)
+                if waits and (to := sent_to(result, home)) is not None:
+                    free[rank] = free[rank] + sends(rank, to)
                 if takers.get(result):
                     done[result] = end
                 ready += waiting.pop(result, [])

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from profiles.hardware import Accelerator
 from profiles.model import ModelSpec, Part
 from profiles.ops import Num
-from simulator.layout import stage_parts
+from simulator.layout import devices, stage_parts
 from simulator.part_bytes import LOSS_PARTS, PartBytes, Pieces, pieces_of
 from simulator.schedules import SCHEDULES, Table, homes, stage_rank
 from simulator.schedules.moments import Kinds, Moments, covers, rank_moments, row_moments
@@ -30,16 +30,21 @@ from simulator.workload import Workload
 
 Held = dict[str, Num]
 """Bytes by what holds them."""
+TAKEN = "all that there is"
+"""Where accelerators are unlike, their bytes, less than zero: the rest of a rank's bytes and these is what it lacks."""
 BLOCK = 4096
 """Strategies that are priced at once: as many as the caches of a processor hold."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Memory:
-    """Peak bytes of the fullest rank, what they are, and what the accelerator offers; fields may be arrays."""
+    """Peak bytes of the fullest rank, what they are, and what its accelerator offers; fields may be arrays.
+
+    In a pool of unlike accelerators the fullest rank is the one that has least left.
+    """
 
     peak_bytes: Num
-    usable_bytes: float
+    usable_bytes: Num
     parts_bytes: dict[str, Num]
 
     @property
@@ -60,7 +65,8 @@ def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
             some = _fullest_rank(workload.model, strategy.software, pieces.pick(where), accelerator, pipe)
             for name, value in some.items():
                 held.setdefault(name, np.zeros(len(strategy)))[where] = value
-    return Memory(peak_bytes=sum(held.values()), usable_bytes=accelerator.memory_bytes, parts_bytes=held)
+    usable = -held.pop(TAKEN) if accelerator.parts else accelerator.memory_bytes
+    return Memory(peak_bytes=sum(held.values()), usable_bytes=usable, parts_bytes=held)
 
 
 def mean_states(model: ModelSpec, pieces: Pieces, pp: int) -> Num:
@@ -73,12 +79,14 @@ def mean_states(model: ModelSpec, pieces: Pieces, pp: int) -> Num:
 
 
 def _fullest_rank(model: ModelSpec, software: Software, pieces: Pieces, accelerator: Accelerator, pipe: Pipe) -> Held:
-    ranks = _ranks_of_pipe(model, pipe)
-    alike = tuple(tuple((tuple(stage.parts), *stage[2:]) for stage in own) for own in ranks)
+    ranks, kinds = _ranks_of_pipe(model, pipe), devices(accelerator, pipe.pp)
+    alike = tuple((tuple(kind.name for kind in kinds[i]), *((tuple(stage.parts), *stage[2:]) for stage in own))
+                  for i, own in enumerate(ranks))
     sizes = tuple(np.unique(pieces.num_microbatches).tolist())
     return reduce(_fuller, (
-        _rank_peak(pieces, ranks[i], _moments_of_pipe(pipe, i, ranks[i], pieces), software, accelerator)
-        for i in _fullest(pipe.schedule, sizes, alike, tuple(kinds_of(own) for own in ranks))))
+        _rank_peak(pieces, ranks[i], _moments_of_pipe(pipe, i, ranks[i], pieces), software, kind)
+        | ({TAKEN: -kind.memory_bytes} if accelerator.parts else {})
+        for i in _fullest(pipe.schedule, sizes, alike, tuple(kinds_of(own) for own in ranks)) for kind in kinds[i]))
 
 
 @lru_cache(maxsize=4096)
@@ -106,19 +114,20 @@ def _fuller(one: Held, other: Held) -> Held:
 
 
 def rank_memory(workload: Workload, accelerator: Accelerator, rank: int, table: Table | None = None) -> Held:
-    """Return the bytes of a pipeline rank at its peak, by what holds them.
+    """Return the bytes of a pipeline rank at its peak, by what holds them; of unlike accelerators on the one with least left.
 
     All strategies have one pp, chunks and schedule; a `table` takes the place of the schedule.
     """
-    pieces, software = pieces_of(workload), workload.strategy.software
+    pieces, software, pipe = pieces_of(workload), workload.strategy.software, by_pipe(workload.strategy)[0]
     if table:
         own = stages_by_rank(workload.model, homes(table), workload.strategy.split)[rank]
         moments = row_moments(table[rank], [one.stage for one in own], kinds_of(own))
     else:
-        pipe = by_pipe(workload.strategy)[0]
         own = _ranks_of_pipe(workload.model, pipe)[rank]
         moments = _moments_of_pipe(pipe, rank, own, pieces)
-    return _rank_peak(pieces, own, moments, software, accelerator)
+    kinds = devices(accelerator, len(table) if table else pipe.pp)[rank]
+    held = reduce(_fuller, (_rank_peak(pieces, own, moments, software, kind) | {TAKEN: -kind.memory_bytes} for kind in kinds))
+    return {name: value for name, value in held.items() if name != TAKEN}
 
 
 class OwnStage(NamedTuple):

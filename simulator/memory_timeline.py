@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 
 from profiles.hardware import Accelerator
 from simulator.inside import Span
+from simulator.layout import devices
 from simulator.memory import kinds_of, slack_bytes, stages_by_rank, waiting_bytes
 from simulator.memory_changes import (
     GATHERED,
@@ -94,11 +95,13 @@ def memory_timeline(step: Step, accelerator: Accelerator) -> MemoryTimeline:
     waiting = [waiting_bytes(pieces, some, row_moments(row, [one.stage for one in some], kinds_of(some)),
                              workload.strategy.software)
                for some, row in zip(own, step.table, strict=True)]
+    kinds_at = [min(kinds, key=lambda kind: kind.memory_bytes) for kinds in devices(accelerator, len(step.table))]
     levels, peaks, constant = changes.levels(), list[Peak](), list[tuple[int, float, str, int]]()
     for rank, (time_s, kinds) in zip(ranks, changes.peaks(levels, len(ranks)), strict=True):
-        slack = slack_bytes(pieces, own[rank.place], waiting[rank.place], accelerator, closed_form(kinds))
+        device = kinds_at[rank.place]
+        slack = slack_bytes(pieces, own[rank.place], waiting[rank.place], device, closed_form(kinds))
         # the allocator has its slack since the steps before
-        more = {"framework": whole(accelerator.framework_bytes), "slack": whole(slack)}
+        more = {"framework": whole(device.framework_bytes), "slack": whole(slack)}
         constant += [(rank.number, 0.0, kind, num) for kind, num in more.items() if num]
         peaks.append(_peak(rank, step.ready_s[rank.place], time_s, kinds | more))
     rows = changes.rows(levels, [rank.number for rank in ranks])
@@ -124,7 +127,8 @@ def _add_actions(changes: _Changes, index: int, rank: _Rank) -> None:
         same[id(rank.pipe.inside[span.action])].append(span)
     for those in same.values():
         starts_s, ends_s = [span.start_s for span in those], [span.end_s for span in those]
-        inside, send_s = rank.pipe.inside[those[0].action], rank.pipe.sends_s[rank.place]
+        inside = rank.pipe.inside[those[0].action]
+        send_s = max((s for (sender, _), s in rank.pipe.sends_s.items() if sender == rank.place), default=0.0)
         for stage, pass_, _, _ in passes(those[0].action):
             changes.add(index, starts_s, pass_changes(rank.stages[stage], pass_, inside, send_s), ends_s)
 

@@ -99,7 +99,8 @@ def _play(workload: Workload, cost: CostModel, table: Table, pace: Array, wire: 
     reduced = np.repeat(wire.max(axis=1), num_pipelines, axis=0)
     pace, wire = pace.reshape(-1, num_ranks), wire.reshape(-1, num_ranks)
     gpus = cost.cluster.gpus_per_node
-    at = [at_pace(prices, strategy, gpus, pace[:, r], wire[:, r], reduced[:, r]) for r in range(num_ranks)]
+    where = prices.places(num_ranks)
+    at = [at_pace(prices.at(where[r]), strategy, gpus, pace[:, r], wire[:, r], reduced[:, r]) for r in range(num_ranks)]
     seconds = [stage_seconds(at[home[s]], strategy, list(parts)) for s, parts in enumerate(stages)]
     kinds = _kinds(table)
     ends: list[Num] = [0.0] * num_ranks
@@ -112,8 +113,8 @@ def _play(workload: Workload, cost: CostModel, table: Table, pace: Array, wire: 
         ends[rank] = np.maximum(ends[rank], end + (0.0 if waits_for_all else tail))
         behind[rank] = behind[rank] + tail * waits_for_all
 
-    play_table(table, lambda a: _action_s(a, seconds, kinds, prices.beside), lambda r: prices.send_s * wire[:, r],
-               not strategy.software.pp_overlap, on_end)
+    play_table(table, lambda a: _action_s(a, seconds, kinds, prices.beside),
+               lambda r, to: prices.hop_s(where[r], where[to]) * wire[:, r], not strategy.software.pp_overlap, on_end)
     step: Num = 0.0
     for rank in range(num_ranks):
         ready = np.broadcast_to(ends[rank] + behind[rank], pace.shape[:1]).reshape(num_steps, num_pipelines).max(axis=1)

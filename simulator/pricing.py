@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ from profiles.collectives import Collective
 from profiles.cost import Cost, CostModel
 from profiles.model import Part
 from profiles.ops import Kernel, Num
-from simulator.layout import ranks_per_node
+from simulator.layout import covered_parts, ranks_per_node
 from simulator.networks import build_fabric, contention
 from simulator.software import Software
 from simulator.strategy import Strategy
@@ -84,7 +84,8 @@ class Prices:
     """All seconds of a workload: by part, of one send between stages, of the sum of a tied embedding.
 
     `beside`: seconds that a second of communication adds to the computation beside it. `wait`: share of a step that
-    ranks spend waiting for the slowest.
+    ranks spend waiting for the slowest. Those of a pool are as if all ranks had the slowest accelerator and wire of it; `over`
+    has those of pipeline ranks that lie over some of its parts, of `part_gpus` accelerators each, by their indices.
     """
 
     parts: dict[Part, PartSeconds]
@@ -94,6 +95,20 @@ class Prices:
     overlaps: bool
     beside: Num
     wait: Num
+    part_gpus: tuple[int, ...] = ()
+    over: dict[tuple[int, ...], Prices] = field(default_factory=dict)
+
+    def places(self, pp: int) -> list[tuple[int, ...]]:
+        """Return the parts of a pool over which each pipeline rank lies; of any other cluster nothing for each."""
+        return covered_parts(self.part_gpus, pp) if self.part_gpus else [()] * pp
+
+    def at(self, place: tuple[int, ...]) -> Prices:
+        """Return the prices of a pipeline rank that lies over some parts of a pool."""
+        return self.over.get(place, self)
+
+    def hop_s(self, one: tuple[int, ...], other: tuple[int, ...]) -> Num:
+        """Return the seconds of a send between two pipeline ranks: within one part over its own wire."""
+        return self.at(one).send_s if one == other else self.send_s
 
     def pick(self, index: Any) -> Prices:
         """Return the prices of some strategies of a batch (a mask or an array of indices)."""
@@ -104,18 +119,34 @@ class Prices:
 def _pick(value: Any, index: Any) -> Any:
     if isinstance(value, dict):
         return {k: _pick(v, index) for k, v in value.items()}
+    if isinstance(value, tuple):
+        return value
     if isinstance(value, (Prices, PartSeconds, Seconds)):
         return replace(value, **{f.name: _pick(getattr(value, f.name), index) for f in fields(value)})
     return value[index] if np.ndim(value) else value
 
 
 def price(workload: Workload, cost: CostModel) -> Prices:
-    """Return the seconds of every part of a workload on a cluster."""
+    """Return the seconds of every part of a workload on a cluster, or on each part of a pool on which a stage may stand."""
+    whole = _price(workload, cost)
+    if not cost.parts:
+        return whole
+    part_gpus = tuple(part.num_gpus for part in cost.cluster.parts)
+    places = {place for pp in np.unique(workload.strategy.pp) for place in covered_parts(part_gpus, int(pp))}
+    # what all ranks do together is the same for all
+    over = {place: replace(_price(workload, cost.over(place)), tie_s=whole.tie_s, wait=whole.wait)
+            for place in sorted(places) if len(place) < len(part_gpus)}
+    return replace(whole, part_gpus=part_gpus, over=over)
+
+
+def _price(workload: Workload, cost: CostModel) -> Prices:
     strategy = workload.strategy
     cost = as_run(cost, strategy.software)
     send = _collective(workload.send, strategy, cost)
     some_reduce = workload.parts["head"].reduce[0]
-    nodes = np.maximum(1.0, np.asarray(strategy.world_size) / cost.cluster.gpus_per_node)
+    cluster = cost.cluster
+    per_node = cluster.num_gpus / sum(part.num_nodes for part in cluster.kinds)
+    nodes = np.maximum(1.0, np.asarray(strategy.world_size) / per_node)
     return Prices(
         parts={name: _part_seconds(part, strategy, cost) for name, part in workload.parts.items()},
         send_s=np.where(np.asarray(strategy.pp) > 1, send.seconds, 0.0),
@@ -128,7 +159,8 @@ def price(workload: Workload, cost: CostModel) -> Prices:
 def as_run(cost: CostModel, software: Software) -> CostModel:
     """Return the cost model as a software's kernels find it."""
     age = max(0.0, float(software.year - (cost.cluster.accelerator.year or software.year - MATURE_YEARS)))
-    return replace(cost, eager=software.kernels == "eager", age_years=age)
+    parts = tuple(as_run(part, software) for part in cost.parts)
+    return replace(cost, eager=software.kernels == "eager", age_years=age, parts=parts)
 
 
 MATURE_YEARS = 4

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 import simpy
@@ -35,15 +36,15 @@ class ActionSpan(NamedTuple):
 
 
 def replay_table(
-    table: Table, seconds: Callable[[Action], float], send_s: Callable[[int], float] | float = 0.0, waits: bool = False
+    table: Table, seconds: Callable[[Action], float], send_s: Callable[[int, int], float] | float = 0.0, waits: bool = False
 ) -> list[ActionSpan]:
     """Return when each action of a schedule table runs.
 
-    A send to another rank takes `send_s` (or what it gives for the sender), and holds up its receiver only, or with
+    A send to another rank takes `send_s` (or what it gives for sender and receiver), and holds up its receiver only, or with
     `waits` its sender, too.
     """
     home = homes(table)
-    sends = send_s if callable(send_s) else lambda _: send_s
+    sends = send_s if callable(send_s) else lambda *_: send_s
     env = simpy.Environment()
     done_s: dict[Action, float] = {}
     awaited: dict[Action, simpy.Event] = {}
@@ -57,7 +58,7 @@ def replay_table(
                 if need not in done_s:
                     yield awaited.setdefault(need, env.event())
                 sender = home[need.stage]
-                start_s = max(start_s, done_s[need] + (sends(sender) if sender != rank else 0.0))
+                start_s = max(start_s, done_s[need] + (sends(sender, rank) if sender != rank else 0.0))
             end_s = start_s + seconds(action)
             # one event for the wait and the action: what it waits for is known by now
             yield env.timeout(max(0.0, end_s - env.now))
@@ -65,8 +66,8 @@ def replay_table(
             free_s = end_s
             for result in results(action):
                 done_s[result] = end_s
-                if waits and sent_to(result, home) is not None:
-                    free_s += sends(rank)
+                if waits and (to := sent_to(result, home)) is not None:
+                    free_s += sends(rank, to)
                 if result in awaited:
                     awaited.pop(result).succeed()
 
@@ -126,13 +127,13 @@ def schedule_of(strategy: Strategy) -> str:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Played:
-    """A pipeline's step: its actions, when each rank has its gradients, and its updates."""
+    """A pipeline's step: its actions, when each rank has its gradients, its updates, and its sends from one rank to another."""
 
     spans: list[ActionSpan]
     inside: dict[Action, Inside]
     ends_s: list[float]
     updates: list[list[Span]]
-    sends_s: list[float]
+    sends_s: dict[tuple[int, int], float]
     home: dict[int, int]
 
     def add_rows(self, rows: Rows, ranks: Sequence[int], send_bytes: float) -> None:
@@ -152,7 +153,7 @@ class Played:
                 own = [s for s in spans if (s.pass_ == "F") == (part.pass_ == "F")] if those[0].action.parts else spans
                 rows.add_spans(ranks[place], own, [s.start_s for s in those], [passes(s.action)[i].microbatch for s in those])
         for (place, to, pass_), sends in sent.items():
-            send = Span("pp", 0.0, self.sends_s[place], f"send to {ranks[to]}", pass_, -1, send_bytes)
+            send = Span("pp", 0.0, self.sends_s[place, to], f"send to {ranks[to]}", pass_, -1, send_bytes)
             rows.add_spans(ranks[place], [send], [start for start, _ in sends], [m for _, m in sends])
 
 
@@ -184,7 +185,7 @@ class _Player:
 
     def __init__(self, workload: Workload, prices: Prices, table: Table, gpus_per_node: int) -> None:
         self.strategy, self.prices, self.table = workload.strategy, prices, table
-        self.home, self.gpus_per_node = homes(table), gpus_per_node
+        self.home, self.gpus_per_node, self.where = homes(table), gpus_per_node, prices.places(len(table))
         split = workload.strategy.split
         self.stages = stage_parts(workload.model, len(table), len(self.home) // len(table), split)
         self.laid: dict[tuple[Any, ...], Stage] = {}
@@ -193,12 +194,15 @@ class _Player:
         """Return the step of a pipeline with these factors of each rank's seconds."""
         strategy, prices = self.strategy, self.prices
         paces = [tuple(map(float, p)) for p in zip(compute, network, reduced, strict=True)]
-        laid = [self._laid((stage,), paces[self.home[stage]]) for stage in range(len(self.stages))]
+        laid = [self._laid((stage,), self.home[stage], paces) for stage in range(len(self.stages))]
         own = [tuple(sorted(s for s, at in self.home.items() if at == place)) for place in range(len(self.table))]
-        updates = [self._laid(stages, paces[place]).update for place, stages in enumerate(own)]
+        updates = [self._laid(stages, place, paces).update for place, stages in enumerate(own)]
         inside = _insides(self.table, laid, float(prices.beside))
-        sends_s = [float(prices.send_s) * pace[1] for pace in paces]
-        spans = replay_table(self.table, lambda a: inside[a].busy_s, sends_s.__getitem__, not strategy.software.pp_overlap)
+        pairs = {pair for s, t in pairwise(sorted(self.home)) for pair in (
+            (self.home[s], self.home[t]), (self.home[t], self.home[s]))}
+        sends_s = {(a, b): float(prices.hop_s(self.where[a], self.where[b])) * paces[a][1] for a, b in sorted(pairs)}
+        spans = replay_table(self.table, lambda a: inside[a].busy_s, lambda a, b: sends_s[a, b],
+                             not strategy.software.pp_overlap)
         ends, behind = [0.0] * len(self.table), [0.0] * len(self.table)
         # reductions that run beside nothing come after the last backward, those of all chunks
         waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
@@ -209,10 +213,10 @@ class _Player:
         ends = [end + tail for end, tail in zip(ends, behind, strict=True)]
         return Played(spans=spans, inside=inside, ends_s=ends, updates=updates, sends_s=sends_s, home=self.home)
 
-    def _laid(self, stages: tuple[int, ...], pace: tuple[float, ...]) -> Stage:
-        key = (stages, pace)
+    def _laid(self, stages: tuple[int, ...], place: int, paces: Sequence[tuple[float, ...]]) -> Stage:
+        key = (stages, paces[place])
         if key not in self.laid:
-            prices = at_pace(self.prices, self.strategy, self.gpus_per_node, *pace)
+            prices = at_pace(self.prices.at(self.where[place]), self.strategy, self.gpus_per_node, *paces[place])
             units = [unit for stage in stages for unit in stage_units(prices, self.stages, stage)]
             self.laid[key] = lay_out_stage(units, self.strategy, prices)
         return self.laid[key]

@@ -48,9 +48,9 @@ def test_the_table_played_at_once_is_the_table_replayed(
         parts = action.parts or (action,)  # type: ignore[attr-defined]
         return sum(values[..., 3 * a.stage + {"F": 0, "B": 1, "I": 1, "W": 2}[a.pass_]] for a in parts)  # type: ignore[no-any-return]
 
-    ends = play_table(table, lambda a: of(both, a), lambda r: 0.25 * r, waits)
+    ends = play_table(table, lambda a: of(both, a), lambda r, _: 0.25 * r, waits)
     for i, values in enumerate(both):
-        spans = replay_table(table, lambda a, v=values: float(of(v, a)), lambda r: 0.25 * r, waits)  # type: ignore[misc]
+        spans = replay_table(table, lambda a, v=values: float(of(v, a)), lambda r, _: 0.25 * r, waits)  # type: ignore[misc]
         assert [max(s.end_s for s in spans if s.rank == r) for r in range(p)] == [e[i] for e in ends]
 
 
