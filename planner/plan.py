@@ -25,7 +25,7 @@ from profiles.calibration import load_calibration
 from profiles.efficiency import load_efficiency
 from profiles.families import model_from_mapping
 from profiles.files import BadInput
-from profiles.hardware import Price, load_cluster, with_num_gpus
+from profiles.hardware import Cluster, Price, load_cluster, with_num_gpus
 from simulator.layout import check_order
 from simulator.schedules import SCHEDULES
 from simulator.software import software_from
@@ -178,16 +178,27 @@ def _rounded(value: Any) -> Any:
 
 
 def _hashes(question: Question, profile: str | Path | None) -> dict[str, str]:
-    cluster = {f.name: getattr(question.cluster, f.name) for f in fields(question.cluster) if f.name != "table"}
-    cluster["accelerator"] = asdict(question.cluster.accelerator)
-    inputs: dict[str, Any] = {"model": asdict(question.model), "cluster": cluster}
+    inputs: dict[str, Any] = {"model": asdict(question.model), "cluster": _as_mapping(question.cluster)}
     if question.cluster.table is None:
-        inputs["efficiency"] = load_efficiency(question.cluster.accelerator.laws).model_dump()
-        inputs["calibration"] = load_calibration(question.cluster.accelerator.name).model_dump()
+        kinds = [part.accelerator for part in question.cluster.kinds]
+        inputs["efficiency"] = _one_or_all([load_efficiency(kind.laws).model_dump() for kind in kinds])
+        inputs["calibration"] = _one_or_all([load_calibration(kind.name).model_dump() for kind in kinds])
     hashes = {name: _sha256(json.dumps(v, sort_keys=True, default=str).encode()) for name, v in inputs.items()}
     if profile is not None:
         hashes["profile"] = _sha256(files.read_text(profile).encode())
     return hashes
+
+
+def _as_mapping(cluster: Cluster) -> dict[str, Any]:
+    """Return a cluster without its table; those that are no pool have no parts."""
+    values = {f.name: getattr(cluster, f.name) for f in fields(cluster) if f.name not in ("table", "parts")}
+    accelerator = {name: value for name, value in asdict(cluster.accelerator).items() if name != "parts"}
+    more = {"parts": [_as_mapping(part) for part in cluster.parts]} if cluster.parts else {}
+    return values | {"accelerator": accelerator} | more
+
+
+def _one_or_all(values: list[Any]) -> Any:
+    return values[0] if len(values) == 1 else values
 
 
 def _sha256(data: bytes) -> str:
