@@ -4,18 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import fields
-from typing import Any
+from typing import Any, Literal
 
-from profiles.model import FeedForward, ModelSpec, SelfAttention
+from profiles.model import Experts, FeedForward, ModelSpec, SelfAttention
 from simulator.layout import stage_parts
 from simulator.schedules import SCHEDULES, Table, homes, passes, table_shape
 from simulator.software import MODES
-from simulator.strategy import RECOMPUTE, Strategy
+from simulator.strategy import CONTEXT, RECOMPUTE, Strategy
 
-FAMILIES = ("gpt2", "llama")
+FAMILIES = ("gpt2", "llama", "mixtral", "qwen3", "qwen3_moe")
+"""Families whose layers are what their fields say, and no more: no scaled embeddings, no other choice of experts."""
 PRECISIONS = ("bf16", "fp32")
 NUM_BYTES = 256
 """Tokens are bytes, so the vocabulary must hold them all."""
+
+
+Engine = Literal["plain", "ddp", "replicate", "fsdp"]
+
+
+def engine_of(model: ModelSpec, strategy: Strategy) -> Engine:
+    """Return what carries the data parallelism of a strategy: FSDP2 sharded or replicated, DDP, or nothing."""
+    if strategy.zero >= 1 and strategy.shards > 1:
+        return "fsdp"
+    apart = strategy.replicas > 1 and (strategy.tp > 1 or strategy.pp > 1)
+    if strategy.precision != "fp32" or apart or spreads_experts(model, strategy):
+        return "replicate"
+    return "ddp" if strategy.replicas > 1 else "plain"
+
+
+def spreads_experts(model: ModelSpec, strategy: Strategy) -> bool:
+    """Return whether ranks share experts otherwise than dense weights: where ep cuts them or ranks of tp hold copies."""
+    return any(isinstance(k.ffn, Experts) for k in model.kinds) and bool(strategy.ep > 1 or strategy.tp > 1)
 
 
 def refusal(strategy: Strategy, model: ModelSpec, device_type: str, table: Table | None = None) -> str | None:
@@ -35,18 +54,17 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str, table: Tabl
     for field, value, known in (
         ("precision", strategy.precision, PRECISIONS), ("kernels", strategy.kernels, MODES),
         ("recompute", strategy.recompute, RECOMPUTE), ("schedule", strategy.schedule, SCHEDULES),
-        ("zero", strategy.zero, (0, 1, 2, 3)), ("model family", model.family, FAMILIES),
+        ("zero", strategy.zero, (0, 1, 2, 3)), ("context", strategy.context, CONTEXT),
+        ("model family", model.family, FAMILIES),
     ):
         if value not in known:
             yield f"{field} {value!r} is not known to the engine, which runs {', '.join(map(str, known))}"
-    for axis in ("cp", "ep", "etp"):
-        if getattr(strategy, axis) != 1:
-            yield f"{axis}={getattr(strategy, axis)}: the engine does not run {_AXIS_NAMES[axis]} yet, only {axis}=1"
+    if strategy.etp != 1:
+        yield f"etp={strategy.etp}: the engine cuts no expert (expert tensor parallelism), only etp=1"
     if model.family not in FAMILIES:
         return
-    if strategy.shard_group not in (0, strategy.replicas):
-        yield (f"shard_group={strategy.shard_group}: the engine shards over all dp={strategy.dp} ranks, not over groups "
-               "of them")
+    if strategy.shard_group and strategy.replicas % strategy.shard_group:
+        yield f"shard_group={strategy.shard_group} does not divide dp x cp = {strategy.replicas} ranks"
     if not strategy.sequence_parallel and strategy.tp > 1:
         yield "sequence_parallel: the engine runs tensor parallelism with sequence parallelism only"
     if strategy.lora_rank:
@@ -56,23 +74,30 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str, table: Tabl
     yield from _blocks(model)
     yield from _sizes(strategy, model)
     yield from _pipeline(strategy, model, table)
-    if strategy.zero == 1 and strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1 or strategy.precision != "fp32"):
-        yield ("ZeRO-1 runs with tp=1, pp=1 and fp32 only (torch's ZeroRedundancyOptimizer knows neither sharded nor "
-               f"half-precision weights), not with tp={strategy.tp}, pp={strategy.pp} and {strategy.precision}; "
-               "ZeRO-2 runs there")
+    yield from _kernels(strategy, model, device_type)
+
+
+def _kernels(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator[str]:
+    """Yield which kernels do not go together, or not with this device."""
+    if strategy.cp > 1 and strategy.context != "ulysses" and device_type == "cuda" and strategy.dtype == "fp32":
+        yield (f"context={strategy.context!r}: blocks of attention are merged by the sums of the flash kernel, and CUDA has "
+               "none in fp32; ulysses or bf16 runs there")
+    if strategy.recompute == "selective" and spreads_experts(model, strategy):
+        yield ("recompute='selective': experts are gathered by themselves inside a layer, which torch's selective checkpoint "
+               "cannot repeat; full recomputation runs there")
+    if strategy.kernels == "fused" and strategy.cp > 1:
+        yield f"kernels='fused': torch compiles no exchange of keys between ranks (cp={strategy.cp}); eager kernels run there"
+    if strategy.kernels == "fused" and any(isinstance(kind.ffn, Experts) for kind in model.kinds):
+        yield "kernels='fused': how many tokens go to an expert is no constant to compile with; eager kernels run there"
     if strategy.kernels == "fused" and strategy.recompute == "selective":
         yield ("selective recomputation needs eager kernels: inside a compiled block torch cannot tell which "
                "outputs to keep")
 
 
-_AXIS_NAMES = {
-    "cp": "context parallelism", "ep": "expert parallelism", "etp": "expert tensor parallelism",
-}
-
-
 HEEDED: dict[str, tuple[str, ...]] = {
-    "mixer": ("kind", "num_heads", "num_kv_heads", "head_dim", "positions", "qkv_bias", "out_bias"),
-    "ffn": ("kind", "hidden", "activation", "bias"), "layer": ("name", "mixer", "ffn"),
+    "mixer": ("kind", "num_heads", "num_kv_heads", "head_dim", "positions", "qkv_bias", "out_bias", "qk_norm"),
+    "ffn": ("kind", "hidden", "activation", "bias"), "experts": ("kind", "num_experts", "top_k", "hidden", "activation"),
+    "layer": ("name", "mixer", "ffn"),
     "model": ("name", "family", "hidden", "vocab", "max_seq_len", "kinds", "pattern", "norm", "norm_bias", "norm_eps",
               "rope_theta", "learned_positions", "tied_embeddings", "source"),
 }
@@ -80,44 +105,63 @@ HEEDED: dict[str, tuple[str, ...]] = {
 
 
 def _blocks(model: ModelSpec) -> Iterator[str]:
-    if len(model.kinds) > 1:
-        yield f"{model.name} has {len(model.kinds)} kinds of layers, and the engine runs models whose layers are all alike"
-    layer = model.kinds[0]
-    mixer, ffn = layer.mixer, layer.ffn
-    for name, block, known in (("mixer", mixer, "attention"), ("ffn", ffn, "dense")):
-        kind = "none" if block is None else block.kind
-        if kind != known:
-            yield f"{name} {kind!r} of {model.name} is not known to the engine, which runs {known}"
-    if not (isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)):
-        return
-    parts: dict[str, Any] = {"mixer": mixer, "ffn": ffn, "layer": layer, "model": model}
-    for name, part in parts.items():
-        for field in fields(part):
-            value = getattr(part, field.name)
-            if field.name not in HEEDED[name] and value != field.default:
-                yield f"{field.name}={value!r} of {model.name}: the engine runs {field.name}={field.default!r} only"
-    for name, word, words in (
-        ("activation", ffn.activation, ("swiglu", "gelu")),
-        ("positions", mixer.positions, ("learned",) if model.learned_positions else ("rotary",)),
-        ("norm", model.norm, ("layer_norm",) if model.norm_bias else ("rms_norm",)),
-    ):
-        if word not in words:
-            yield f"{name} {word!r} of {model.name} is not known to the engine, which runs {', '.join(words)}"
+    for layer in model.kinds:
+        mixer, ffn = layer.mixer, layer.ffn
+        for name, block, known in (("mixer", mixer, ("attention",)), ("ffn", ffn, ("dense", "experts"))):
+            kind = "none" if block is None else block.kind
+            if kind not in known:
+                yield f"{name} {kind!r} of {model.name} is not known to the engine, which runs {', '.join(known)}"
+        if not (isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward | Experts)):
+            return
+        parts: dict[str, Any] = {"mixer": mixer, "experts" if isinstance(ffn, Experts) else "ffn": ffn, "layer": layer,
+                                 "model": model}
+        for name, part in parts.items():
+            for field in fields(part):
+                value = getattr(part, field.name)
+                if field.name not in HEEDED[name] and value != field.default:
+                    yield f"{field.name}={value!r} of {model.name}: the engine runs {field.name}={field.default!r} only"
+        for name, word, words in (
+            ("activation", ffn.activation, ("swiglu", "gelu")), ("qk_norm", mixer.qk_norm, ("none", "head")),
+            ("positions", mixer.positions, ("learned",) if model.learned_positions else ("rotary",)),
+            ("norm", model.norm, ("layer_norm",) if model.norm_bias else ("rms_norm",)),
+        ):
+            if word not in words:
+                yield f"{name} {word!r} of {model.name} is not known to the engine, which runs {', '.join(words)}"
+    if len({kind.mixer for kind in model.kinds}) > 1:
+        yield f"{model.name} has layers of unlike attention, and the engine runs models whose attention is all alike"
 
 
 def _sizes(strategy: Strategy, model: ModelSpec) -> Iterator[str]:
-    for field in ("dp", "tp", "pp", "chunks", "micro_batch", "num_microbatches", "seq_len"):
+    for field in ("dp", "tp", "cp", "pp", "ep", "chunks", "micro_batch", "num_microbatches", "seq_len"):
         if getattr(strategy, field) < 1:
             yield f"{field}={getattr(strategy, field)} is less than 1"
-    mixer, ffn = model.kinds[0].mixer, model.kinds[0].ffn
-    if not (isinstance(mixer, SelfAttention) and isinstance(ffn, FeedForward)):
+            return
+    mixer = model.kinds[0].mixer
+    if not isinstance(mixer, SelfAttention):
         return
-    for name, size in (
-        ("heads", mixer.num_heads), ("key-value heads", mixer.num_kv_heads), ("FFN channels", ffn.hidden),
-        ("vocabulary entries", model.vocab), ("sequence positions", strategy.seq_len),
-    ):
-        if size % strategy.tp:
-            yield f"tp={strategy.tp} does not divide the {size} {name}"
+    tp, cp, ep = strategy.tp, strategy.cp, strategy.ep
+    ulysses = cp > 1 and strategy.context == "ulysses"
+    pieces = cp if ulysses else 2 * cp
+    sizes = [
+        (f"tp={tp}", tp, mixer.num_heads, "heads"), (f"tp={tp}", tp, mixer.num_kv_heads, "key-value heads"),
+        *((f"tp={tp}", tp, k.ffn.hidden, "FFN channels") for k in model.kinds if isinstance(k.ffn, FeedForward)),
+        (f"tp={tp}", tp, model.vocab, "vocabulary entries"),
+    ]
+    if cp > 1:
+        sizes.append((f"cp={cp} in {pieces} pieces", pieces, strategy.seq_len, "sequence positions"))
+    sizes.append((f"tp={tp} x cp={cp}" if cp > 1 else f"tp={tp}", tp * cp, strategy.seq_len, "sequence positions"))
+    if ulysses:
+        sizes += [(f"tp={tp} x cp={cp} (ulysses)", tp * cp, mixer.num_heads, "heads"),
+                  (f"tp={tp} x cp={cp} (ulysses)", tp * cp, mixer.num_kv_heads, "key-value heads")]
+    if ep > 1:
+        experts = [k.ffn.num_experts for k in model.kinds if isinstance(k.ffn, Experts)]
+        if not experts:
+            yield f"ep={ep}: {model.name} has no experts"
+        sizes += [*((f"ep={ep}", ep, num, "experts") for num in experts),
+                  (f"ep={ep}", ep, tp * cp * strategy.dp, "ranks of dp x cp x tp")]
+    for divisor, by, size, what in sizes:
+        if size % by:
+            yield f"{divisor} does not divide the {size} {what}"
     if strategy.seq_len > model.max_seq_len:
         yield f"seq_len={strategy.seq_len} is longer than the {model.max_seq_len} positions of {model.name}"
     if model.vocab < NUM_BYTES:
@@ -159,7 +203,7 @@ def _own_table(strategy: Strategy, table: Table) -> Iterator[str]:
 
 def _split_backward(strategy: Strategy, schedule: str) -> Iterator[str]:
     """Yield what torch does wrong or not at all where gradients of inputs (I) and of weights (W) are made apart."""
-    if strategy.zero == 3 and strategy.dp > 1:
+    if strategy.zero == 3 and strategy.shards > 1:
         yield (f"zero=3: {schedule} splits backward, and torch loses gradients without an error where FSDP gives weights back "
                "between I and W; ZeRO-2 runs there")
     if strategy.recompute == "selective":

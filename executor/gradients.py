@@ -18,19 +18,19 @@ from simulator.strategy import Strategy
 
 @contextmanager
 def accumulating(strategy: Strategy, module: nn.Module, *, is_last: bool) -> Iterator[None]:
-    """Run a micro-batch of a stage: gradients are summed over dp when due, weights resharded when they may be.
+    """Run a micro-batch of a stage: gradients are summed over dp x cp when due, weights resharded when they may be.
 
-    ZeRO-0 and 1 sum once a step. ZeRO-2 and 3 sum after each micro-batch, but once a step in a pipeline, where
-    ZeRO-2 also keeps its weights gathered through the step. DDP must be told before the forward.
+    ZeRO-0 and 1 sum once a step, and ZeRO-1 keeps its weights gathered until then. ZeRO-2 and 3 sum after each
+    micro-batch, but once a step in a pipeline, where ZeRO-2 keeps its weights, too. DDP must be told before the forward.
     """
     if isinstance(module, DistributedDataParallel) and not is_last:
         with module.no_sync():
             yield
         return
     if isinstance(module, FSDPModule):
-        piped, replicated = strategy.pp > 1, strategy.zero < 2 or strategy.dp == 1
-        keeps_weights = replicated or (strategy.zero == 2 and piped)
-        module.set_requires_gradient_sync(is_last or not (piped or replicated))
+        piped, once = strategy.pp > 1, strategy.zero < 2 or strategy.replicas == 1
+        keeps_weights = once or (strategy.zero == 2 and piped)
+        module.set_requires_gradient_sync(is_last or not (piped or once))
         module.set_reshard_after_backward(is_last or not keeps_weights)
         module.set_is_last_backward(is_last)
     yield

@@ -10,15 +10,20 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, cast
 
+import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor, Partial
+from torch.distributed.tensor import DTensor
+from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
+from executor.blocks import Attention, FeedForward, stream_norm, whole
+from executor.moe import Mixture
 from profiles import kernels
 from profiles.families import all_params
+from profiles.model import Experts, LayerSpec, ModelSpec, SelfAttention
 from profiles.model import FeedForward as FeedForwardSpec
-from profiles.model import ModelSpec, ParamSpec, SelfAttention
 
 aten = torch.ops.aten
 KEPT_BY_SELECTIVE = frozenset({
@@ -29,84 +34,19 @@ KEPT_BY_SELECTIVE = frozenset({
 """Kernels whose outputs selective recomputation keeps: `kept_by_selective` of `profiles/ops.py`, in torch's names."""
 
 
-def whole(weight: Tensor) -> Tensor:
-    """Return a replicated weight as a plain tensor; under tensor parallelism each rank adds its shard's gradient."""
-    return weight.to_local(grad_placements=[Partial()]) if isinstance(weight, DTensor) else weight
-
-
-class Norm(nn.Module):
-    """RMSNorm (llama) or LayerNorm (gpt2)."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        self.eps = spec.norm_eps
-        self.weight = nn.Parameter(torch.ones(spec.hidden))
-        self.bias = nn.Parameter(torch.zeros(spec.hidden)) if spec.norm_bias else None
-
-    def forward(self, x_BSC: Tensor) -> Tensor:
-        """Return the normed residual stream."""
-        if self.bias is None:
-            return kernels.rms_norm(x_BSC, whole(self.weight), self.eps)
-        return kernels.layer_norm(x_BSC, whole(self.weight), whole(self.bias), self.eps)
-
-
-def attention_of(spec: ModelSpec) -> SelfAttention:
-    """Return the attention block of a model whose layers are all alike."""
-    mixer = spec.kinds[0].mixer
-    assert isinstance(mixer, SelfAttention)
-    return mixer
-
-
-class Attention(nn.Module):
-    """Grouped-query causal attention; under tensor parallelism each rank holds some of the heads."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        mixer = attention_of(spec)
-        query, key_value = mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim
-        self.head_dim = mixer.head_dim
-        self.wq = nn.Linear(spec.hidden, query, bias=mixer.qkv_bias)
-        self.wk = nn.Linear(spec.hidden, key_value, bias=mixer.qkv_bias)
-        self.wv = nn.Linear(spec.hidden, key_value, bias=mixer.qkv_bias)
-        self.wo = nn.Linear(query, spec.hidden, bias=mixer.out_bias)
-
-    def forward(self, x_BSC: Tensor, *rotary: Tensor) -> Tensor:
-        """Return the attention output [B, S, C]; `rotary` is cos and sin [S, D], or nothing."""
-        q_BSHD, k_BSHD, v_BSHD = (w(x_BSC).unflatten(-1, (-1, self.head_dim)) for w in (self.wq, self.wk, self.wv))
-        if rotary:
-            q_BSHD, k_BSHD = kernels.rope(q_BSHD, *rotary), kernels.rope(k_BSHD, *rotary)
-        out: Tensor = self.wo(kernels.attention(q_BSHD, k_BSHD, v_BSHD).flatten(2))
-        return out
-
-
-class FeedForward(nn.Module):
-    """SwiGLU (llama) or GELU (gpt2) between two projections."""
-
-    def __init__(self, spec: ModelSpec) -> None:
-        super().__init__()
-        ffn = spec.kinds[0].ffn
-        assert isinstance(ffn, FeedForwardSpec)
-        self.w1 = nn.Linear(spec.hidden, ffn.hidden, bias=ffn.bias)
-        self.w3 = nn.Linear(spec.hidden, ffn.hidden, bias=ffn.bias) if ffn.gated else None
-        self.w2 = nn.Linear(ffn.hidden, spec.hidden, bias=ffn.bias)
-
-    def forward(self, x_BSC: Tensor) -> Tensor:
-        """Return the projected activations [B, S, C]."""
-        hidden = kernels.gelu(self.w1(x_BSC)) if self.w3 is None else kernels.swiglu(self.w1(x_BSC), self.w3(x_BSC))
-        out: Tensor = self.w2(hidden)
-        return out
-
-
 class Layer(nn.Module):
     """One transformer layer, pre-norm, with its recomputation."""
 
-    def __init__(self, spec: ModelSpec, recompute: str) -> None:
+    def __init__(self, spec: ModelSpec, kind: LayerSpec, recompute: str) -> None:
         super().__init__()
+        assert isinstance(kind.mixer, SelfAttention) and isinstance(kind.ffn, (FeedForwardSpec, Experts))
         self.recompute = recompute
-        self.attn_norm = Norm(spec)
-        self.attn = Attention(spec)
-        self.ffn_norm = Norm(spec)
-        self.ffn = FeedForward(spec)
+        self.attn_norm = stream_norm(spec)
+        self.attn = Attention(spec, kind.mixer)
+        self.ffn_norm = stream_norm(spec)
+        self.ffn: FeedForward | Mixture = (
+            Mixture(spec, kind.ffn) if isinstance(kind.ffn, Experts) else FeedForward(spec, kind.ffn)
+        )
 
     def forward(self, x_BSC: Tensor, *rotary: Tensor) -> Tensor:
         """Return the residual stream after this layer."""
@@ -133,7 +73,9 @@ _keep_matmuls = partial(create_selective_checkpoint_contexts, _keep)
 class Stage(nn.Module):
     """A range of layers, with the embedding if it is the first stage, with final norm and head if it is the last.
 
-    Parameters have the names and shapes of `profiles.families.all_params`, whatever the stage.
+    Parameters have the names and shapes of `profiles.families.all_params`, whatever the stage. `places` says where in
+    the whole sequence the tokens stand that this rank is given; of them its residual stream holds a piece (`tp_piece`:
+    index, count).
     """
 
     def __init__(
@@ -143,17 +85,19 @@ class Stage(nn.Module):
         super().__init__()
         self.spec, self.is_first, self.is_last = spec, is_first, is_last
         self.seq_len = seq_len or spec.max_seq_len
-        self.sequence_start = 0
+        self.places = np.arange(self.seq_len)
+        self.tp_piece = (0, 1)
         if is_first:
             self.embed = nn.Embedding(spec.vocab, spec.hidden)
             if spec.learned_positions:
                 self.positions = nn.Embedding(spec.learned_positions, spec.hidden)
         layers = range(spec.num_layers) if layers is None else layers
-        self.layers = nn.ModuleDict({str(i): Layer(spec, recompute) for i in layers})
+        self.layers = nn.ModuleDict({str(i): Layer(spec, spec.kinds[spec.pattern[i]], recompute) for i in layers})
         if is_last:
-            self.norm = Norm(spec)
+            self.norm = stream_norm(spec)
             self.head = nn.Linear(spec.hidden, spec.vocab, bias=False)
         self.rotary: tuple[Tensor, ...] = ()
+        self.rows = torch.empty(0, dtype=torch.long)
         self.tie()
         self.fill_tables()
 
@@ -167,18 +111,23 @@ class Stage(nn.Module):
             self.head.weight = self.embed.weight
 
     def fill_tables(self) -> None:
-        """Compute the rotary tables (cos and sin, each [S, D]; none for gpt2) on the device of the parameters."""
-        if not self.spec.learned_positions:
-            device = next(self.parameters()).device
-            self.rotary = kernels.rope_tables(self.seq_len, attention_of(self.spec).head_dim, self.spec.rope_theta, device)
+        """Compute rotary tables (cos and sin, each [S, D]), or rows of the position table, on the parameters' device."""
+        device = next(self.parameters()).device
+        if self.spec.learned_positions:
+            index, num = self.tp_piece
+            self.rows = torch.tensor(np.split(self.places, num)[index], device=device)
+            return
+        mixer = self.spec.kinds[0].mixer
+        assert isinstance(mixer, SelfAttention)
+        tables = kernels.rope_tables(self.seq_len, mixer.head_dim, self.spec.rope_theta, device)
+        self.rotary = tuple(table[torch.tensor(self.places, device=device)] for table in tables)
 
     def forward(self, x: Tensor) -> Tensor:
         """Return logits [B, S, V] (last stage) or the residual stream, from token ids [B, S] or a residual stream."""
         if self.is_first:
             x = self.embed(x)
             if self.spec.learned_positions:
-                start = self.sequence_start
-                x = x + whole(self.positions.weight)[start : start + x.shape[1]]
+                x = x + F.embedding(self.rows, whole(self.positions.weight))
         # cast once here: a cast in each layer would keep a copy of the tables a layer
         rotary = tuple(table.to(x.dtype) for table in self.rotary)
         for _, layer in self.each_layer():
@@ -208,17 +157,24 @@ def initial_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def materialise(
-    stage: Stage, device: torch.device | str, seed: int, mine: Callable[[ParamSpec, Tensor], Tensor] = lambda _, x: x,
+    stage: Stage, device: torch.device | str, seed: int, value: Callable[[str, tuple[int, ...]], Tensor] | None = None,
 ) -> None:
-    """Give a stage built on meta its memory and weights; `mine` picks this rank's piece of each parameter."""
+    """Give a stage built on meta its memory and weights: of each whole parameter (`value`, by name) this rank's piece."""
     stage.to_empty(device=device)
     stage.tie()
     stage.fill_tables()
-    specs = {p.name: p for p in all_params(stage.spec)}
-    if stage.spec.tied_embeddings:
-        # on a stage of its own a tied head is a second copy of the embedding
-        specs["head.weight"] = specs["embed.weight"]
+    shapes = {p.name: p.shape for p in all_params(stage.spec)}
     for name, parameter in stage.named_parameters():
-        spec = specs[name]
+        # on a stage of its own a tied head is a second copy of the embedding
+        known = name if name in shapes else "embed.weight"
+        whole = value(known, shapes[known]) if value else initial_weight(known, shapes[known], seed)
         local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        local.copy_(mine(spec, initial_weight(spec.name, spec.shape, seed)))
+        local.copy_(whole[piece_of(parameter)])
+
+
+def piece_of(parameter: Tensor) -> tuple[slice, ...]:
+    """Return which part of a whole parameter this rank holds."""
+    if not isinstance(parameter, DTensor):
+        return tuple(slice(0, size) for size in parameter.shape)
+    sizes, offsets = compute_local_shape_and_global_offset(parameter.shape, parameter.device_mesh, parameter.placements)
+    return tuple(slice(start, start + size) for start, size in zip(offsets, sizes, strict=True))

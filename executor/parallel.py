@@ -1,8 +1,9 @@
 """A strategy applied to the stages of a rank: mesh, tensor parallelism, data parallelism, optimizer.
 
-Order of application: build on meta, tp, compile, shard over dp, materialise. Data parallelism is DDP where DDP can
-(fp32, neither tp nor pp: its reducer counts on one backward after each forward and knows no sharded weights), else
-FSDP2, sharded (ZeRO-2 and 3) or replicated, which keeps a working copy of the weights beside the trained ones.
+Order of application: build on meta, cp, ep, tp, compile, shard over dp x cp, materialise. Data parallelism is DDP where
+DDP can (fp32, neither tp nor pp nor experts apart: its reducer counts on one backward after each forward and knows no
+sharded weights), else FSDP2, sharded (ZeRO-1 to 3) or replicated, which keeps a working copy of the weights beside the
+trained ones. Experts are shared by ranks of their own.
 """
 
 from __future__ import annotations
@@ -10,16 +11,17 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 import torch.distributed as dist
+from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.distributed._composable.replicate_with_fsdp import replicate  # private; FSDP2's own data parallelism
 from torch.distributed.device_mesh import DeviceMesh
-from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
-from torch.distributed.optim import ZeroRedundancyOptimizer
-from torch.distributed.tensor import Replicate, Shard, distribute_module
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
+from torch.distributed.tensor import DTensor, Replicate, Shard, distribute_module
 from torch.distributed.tensor.parallel import (
     ColwiseParallel,
     PrepareModuleInput,
@@ -28,14 +30,18 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.model import Norm, Stage, materialise
-from profiles.model import ModelSpec, ParamSpec
+from executor.blocks import Norm
+from executor.context import attend_over, token_places
+from executor.engine import Engine, engine_of, spreads_experts
+from executor.mesh import build_mesh, expert_mesh, replica_mesh
+from executor.model import Stage, materialise
+from executor.moe import Experts, Mixture, Stacked
+from profiles.model import ModelSpec
 from simulator import layout
 from simulator.inside import NAMES
 from simulator.schedules import Table, build_schedule, homes
 from simulator.strategy import Strategy
 
-Engine = Literal["plain", "ddp", "replicate", "fsdp"]
 BETAS, WEIGHT_DECAY = (0.9, 0.95), 0.1
 
 
@@ -68,27 +74,19 @@ class Parallel:
     @property
     def sums_late(self) -> bool:
         """Return whether some gradients are only summed after the last backward: over tp (norms) or pp (tied)."""
-        plain_tp = self.strategy.tp > 1 and engine_of(self.strategy) == "plain"
+        plain_tp = self.strategy.tp > 1 and not any(isinstance(stage, FSDPModule) for stage in self.stages.values())
         return plain_tp or bool(self.tied_weights)
+
+    @property
+    def places(self) -> NDArray[np.int64]:
+        """Return where in the whole sequence the tokens stand that this rank trains on."""
+        s = self.strategy
+        return token_places(int(s.seq_len), s.context, self.mesh.get_local_rank("cp"), int(s.cp))
 
     @property
     def dp_rank(self) -> int:
         """Return which share of the global batch this rank trains on."""
         return self.mesh.get_local_rank("dp")
-
-
-def build_mesh(strategy: Strategy, device_type: str) -> DeviceMesh:
-    """Return the device mesh [pp, dp, cp, tp] of `simulator.layout`."""
-    return DeviceMesh(device_type, torch.from_numpy(layout.mesh(strategy)), mesh_dim_names=layout.ORDER[::-1])
-
-
-def engine_of(strategy: Strategy) -> Engine:
-    """Return what carries the data parallelism of a strategy: FSDP2 sharded or replicated, DDP, or nothing."""
-    if strategy.zero >= 2 and strategy.dp > 1:
-        return "fsdp"
-    if strategy.precision == "bf16" or (strategy.dp > 1 and (strategy.tp > 1 or strategy.pp > 1)):
-        return "replicate"
-    return "ddp" if strategy.dp > 1 else "plain"
 
 
 def parallelise(
@@ -103,10 +101,10 @@ def parallelise(
     table = table or table_of(strategy)
     home = homes(table)
     stages = {index: build_stage(spec, strategy, index) for index in sorted(home) if home[index] == mesh.get_local_rank("pp")}
-    modules = {index: _apply(stage, strategy, mesh, device, seed) for index, stage in stages.items()}
+    modules = _apply(spec, stages, strategy, mesh, device, seed)
     return Parallel(
         strategy=strategy, mesh=mesh, table=table, stages=stages, modules=modules,
-        optimizer=_optimizer([p for s in stages.values() for p in s.parameters()], strategy, mesh, learning_rate),
+        optimizer=_optimizer(stages.values(), learning_rate),
         tied_group=_tied_group(spec, strategy, home),
     )
 
@@ -129,22 +127,54 @@ def build_stage(spec: ModelSpec, strategy: Strategy, index: int) -> Stage:
         )
 
 
-def _apply(stage: Stage, strategy: Strategy, mesh: DeviceMesh, device: torch.device, seed: int) -> nn.Module:
-    """Spread a stage over the mesh, fill it with weights, and return what runs it."""
-    engine = engine_of(strategy)
-    if strategy.tp > 1:
-        _shard_over_tp(stage, mesh["tp"])
-    if strategy.kernels == "fused":
-        # block by block: a whole layer does not compile under tensor parallelism
-        for _, layer in stage.each_layer():
-            layer.attn.compile()
-            layer.ffn.compile()
-    if engine in ("replicate", "fsdp"):
-        _apply_fsdp(stage, strategy, engine, mesh["dp"])
-    materialise(stage, device, seed, lambda param, x: _piece(param, x, mesh, sharded=engine == "fsdp"))
+def _apply(
+    spec: ModelSpec, stages: dict[int, Stage], strategy: Strategy, mesh: DeviceMesh, device: torch.device, seed: int,
+) -> dict[int, nn.Module]:
+    """Spread the stages of a rank over the mesh, fill them with weights, and return what runs each."""
+    engine = engine_of(spec, strategy)
+    replicas = replica_mesh(mesh, strategy)
+    experts = expert_mesh(mesh, strategy) if spreads_experts(spec, strategy) else None
+    for stage in stages.values():
+        if strategy.cp > 1:
+            _spread_over_cp(stage, strategy, mesh["cp"])
+        if experts is not None:
+            _spread_over_ep(stage, strategy, experts["ep"])
+        if strategy.tp > 1:
+            _shard_over_tp(stage, mesh["tp"])
+        if strategy.kernels == "fused":
+            # block by block: a whole layer does not compile under tensor parallelism
+            for _, layer in stage.each_layer():
+                layer.attn.compile()
+                layer.ffn.compile()
+        if engine in ("replicate", "fsdp"):
+            _apply_fsdp(stage, strategy, engine, replicas, experts)
+        materialise(stage, device, seed)
     if engine != "ddp":
-        return stage
-    return DistributedDataParallel(stage, process_group=mesh.get_group("dp"), gradient_as_bucket_view=True)
+        return dict(stages)
+    group = replicas.get_group()
+    return {i: DistributedDataParallel(s, process_group=group, gradient_as_bucket_view=True) for i, s in stages.items()}
+
+
+def _spread_over_cp(stage: Stage, strategy: Strategy, mesh: DeviceMesh) -> None:
+    stage.places = token_places(stage.seq_len, strategy.context, mesh.get_local_rank(), mesh.size())
+    attend = attend_over(strategy.context, mesh.get_group())
+    for _, layer in stage.each_layer():
+        layer.attn.attend = attend
+
+
+def _spread_over_ep(stage: Stage, strategy: Strategy, mesh: DeviceMesh) -> None:
+    """Give each rank its experts. Their gradients will be averaged over the copies, but have tokens of all ranks of ep."""
+    mixtures = [layer.ffn for _, layer in stage.each_layer() if isinstance(layer.ffn, Mixture)]
+    for mixture in mixtures:
+        mixture.experts.gradient_scale = float(strategy.expert_replicas / strategy.replicas)
+        if mesh.size() == 1:
+            continue
+        mixture.group = mesh.get_group()
+        for stacked in mixture.experts.modules():
+            if isinstance(stacked, Stacked):
+                num, *shape = stacked.weight.shape
+                piece = torch.empty(num // mesh.size(), *shape, device="meta")
+                stacked.weight = nn.Parameter(DTensor.from_local(piece, mesh, [Shard(0)], run_check=False))
 
 
 def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
@@ -152,7 +182,7 @@ def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
     plan: dict[str, Any] = {}
     if stage.is_first:
         plan["embed"] = RowwiseParallel(input_layouts=Replicate(), output_layouts=Shard(1))
-        stage.sequence_start = mesh.get_local_rank() * stage.seq_len // mesh.size()
+        stage.tp_piece = (mesh.get_local_rank(), mesh.size())
         if hasattr(stage, "positions"):
             distribute_module(stage.positions, mesh)
     if stage.is_last:
@@ -163,10 +193,15 @@ def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
         plan[f"{at}.attn"] = PrepareModuleInput(
             input_layouts=(Shard(1), *tables), desired_input_layouts=(Replicate(), *tables)
         )
+        plan |= {f"{at}.attn.{column}": ColwiseParallel() for column in ("wq", "wk", "wv")}
+        plan[f"{at}.attn.wo"] = RowwiseParallel(output_layouts=Shard(1))
+        if isinstance(layer.ffn, Mixture):
+            # each rank routes the tokens that it holds
+            distribute_module(layer.ffn.router, mesh)
+            continue
         plan[f"{at}.ffn"] = PrepareModuleInput(input_layouts=(Shard(1),), desired_input_layouts=(Replicate(),))
-        columns = ("attn.wq", "attn.wk", "attn.wv", "ffn.w1") + (("ffn.w3",) if layer.ffn.w3 is not None else ())
-        plan |= {f"{at}.{column}": ColwiseParallel() for column in columns}
-        plan |= {f"{at}.{row}": RowwiseParallel(output_layouts=Shard(1)) for row in ("attn.wo", "ffn.w2")}
+        plan |= {f"{at}.ffn.{column}": ColwiseParallel() for column in ("w1", "w3")[: 1 + (layer.ffn.w3 is not None)]}
+        plan[f"{at}.ffn.w2"] = RowwiseParallel(output_layouts=Shard(1))
     for module in stage.modules():
         if isinstance(module, Norm):
             distribute_module(module, mesh)
@@ -175,35 +210,28 @@ def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
     stage.tie()
 
 
-def _apply_fsdp(stage: Stage, strategy: Strategy, engine: Engine, mesh: DeviceMesh) -> None:
+def _apply_fsdp(stage: Stage, strategy: Strategy, engine: Engine, replicas: DeviceMesh, experts: DeviceMesh | None) -> None:
     half = strategy.precision == "bf16"
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
     )
-    for module in (*stage.layers.values(), stage):
+    apart = [] if experts is None else [(m, experts["edp"]) for m in stage.modules() if isinstance(m, Experts)]
+    for module, mesh in (*apart, *((m, replicas) for m in (*stage.layers.values(), stage))):
         if engine == "replicate":
             replicate(module, mesh=mesh, mp_policy=policy)
         else:
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=strategy.zero == 3)
 
 
-def _piece(param: ParamSpec, x: Tensor, mesh: DeviceMesh, *, sharded: bool) -> Tensor:
-    """Return this rank's piece of a whole parameter: its tp slice, and of that its slice of dim 0 over dp."""
-    if param.tp_dim is not None:
-        x = x.chunk(mesh["tp"].size(), dim=param.tp_dim)[mesh.get_local_rank("tp")]
-    if sharded:
-        pieces, rank = x.chunk(mesh["dp"].size(), dim=0), mesh.get_local_rank("dp")
-        x = pieces[rank] if rank < len(pieces) else x[:0]
-    return x
-
-
-def _optimizer(
-    weights: Iterable[nn.Parameter], strategy: Strategy, mesh: DeviceMesh, learning_rate: float
-) -> torch.optim.Optimizer:
-    options: dict[str, Any] = {"lr": learning_rate, "betas": BETAS, "weight_decay": WEIGHT_DECAY, "fused": True}
-    if strategy.zero == 1 and strategy.dp > 1:
-        return ZeroRedundancyOptimizer(weights, torch.optim.AdamW, process_group=mesh.get_group("dp"), **options)
-    return torch.optim.AdamW(weights, **options)
+def _optimizer(stages: Iterable[Stage], learning_rate: float) -> torch.optim.Optimizer:
+    """Return AdamW over all weights; a fused kernel takes the weights of one mesh at a time."""
+    by_mesh: dict[Any, list[nn.Parameter]] = {}
+    for weight in (p for stage in stages for p in stage.parameters()):
+        by_mesh.setdefault(weight.device_mesh if isinstance(weight, DTensor) else None, []).append(weight)
+    return torch.optim.AdamW(
+        [{"params": weights} for weights in by_mesh.values()], lr=learning_rate, betas=BETAS, weight_decay=WEIGHT_DECAY,
+        fused=True,
+    )
 
 
 def _tied_group(spec: ModelSpec, strategy: Strategy, home: dict[int, int]) -> dist.ProcessGroup | None:

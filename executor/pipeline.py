@@ -27,9 +27,11 @@ def run_step(parallel: Parallel, schedule: _PipelineScheduleRuntime | None, toke
              recorder: Recorder) -> Tensor | None:
     """Fill the gradients of one step and return this rank's mean loss, or None where the loss is on another stage.
 
-    `tokens` is inputs and targets, each [micro-batches x micro-batch size, S]. The gradient is the mean over the
-    global batch in every plan: each micro-batch counts 1 / micro-batches, and dp averages.
+    `tokens` is inputs and targets, each [micro-batches x micro-batch size, S], whole sequences. The gradient is the mean
+    over the global batch in every plan: each micro-batch counts 1 / micro-batches, and dp and cp average.
     """
+    places = torch.from_numpy(parallel.places).to(tokens[0].device)
+    tokens = tokens[0][:, places], tokens[1][:, places]
     losses = _loop(parallel, tokens, recorder) if schedule is None else _piped(parallel, schedule, tokens)
     if parallel.sums_late:
         with recorder.span("reduce_gradients", "B", stream="dp"):
@@ -111,11 +113,12 @@ class _RecordedStage(PipelineStage):
         self.strategy, self.module, self.recorder, self.forwarded = strategy, parallel.modules[index], recorder, -1
         device = next(stage.parameters()).device
         dtype = torch.bfloat16 if strategy.precision == "bf16" else torch.float32
-        size = (strategy.micro_batch, strategy.seq_len // strategy.tp, stage.spec.hidden)
+        length = len(stage.places)
+        size = (strategy.micro_batch, length // strategy.tp, stage.spec.hidden)
         # shapes are known, so torch need not run a forward and a backward to find them;
         # gradients are sent back only to inputs that ask for them
         between = torch.empty(size, dtype=dtype, device="meta", requires_grad=True)
-        ids = torch.empty(strategy.micro_batch, strategy.seq_len, dtype=torch.long, device="meta")
+        ids = torch.empty(strategy.micro_batch, length, dtype=torch.long, device="meta")
         logits = torch.empty(*ids.shape, stage.spec.vocab, dtype=dtype, device="meta", requires_grad=True)
         super().__init__(
             _Opaque(self.module), index, len(parallel.home), device, group=parallel.mesh.get_group("pp"),

@@ -1,6 +1,6 @@
 """The torch kernels that the executor trains with and the profiler times: one home, so what is timed is what runs.
 
-Shapes: B batch, S sequence, H heads, D head dim, C channels. Needs torch.
+Shapes: B batch, S sequence, H heads, D head dim, C and F channels, R rows, E experts. Needs torch.
 """
 
 from __future__ import annotations
@@ -68,6 +68,16 @@ def swiglu(gate: Tensor, up: Tensor) -> Tensor:
 def gelu(x: Tensor) -> Tensor:
     """Return GELU in its tanh form, as GPT-2 has it. arXiv 1606.08415."""
     return F.gelu(x, approximate="tanh")
+
+
+def grouped_linear(x_RC: Tensor, weight_EFC: Tensor, counts: list[int]) -> Tensor:
+    """Return rows [R, F] of which `counts` in turn go through each group's weight."""
+    if x_RC.device.type == "cuda" and x_RC.dtype == torch.bfloat16:
+        ends = torch.tensor(counts, device=x_RC.device).cumsum(0, dtype=torch.int32)
+        return F.grouped_mm(x_RC, weight_EFC.transpose(1, 2), offs=ends)
+    # taken apart in one go: indexing the stack would make a whole stack of gradients for each group
+    groups = zip(torch.split(x_RC, counts), weight_EFC.unbind(), strict=True)
+    return torch.cat([F.linear(rows, weight) for rows, weight in groups])
 
 
 def attention(q_BSHD: Tensor, k_BSHD: Tensor, v_BSHD: Tensor) -> Tensor:

@@ -29,9 +29,11 @@ from executor.parallel import parallelise
 from executor.pipeline import build_pipeline, run_step
 from executor.record import Recorder
 from executor.train import update
+from profiles import kernels
 from profiles.families.gpt2 import gpt2_spec
 from profiles.families.llama import llama_spec
 from profiles.measure.leave import leave_group
+from profiles.model import Experts
 from simulator import layout
 from simulator.schedules import Table
 from simulator.strategy import Strategy
@@ -48,6 +50,8 @@ SPECS = {
     ),
 }
 # enough for the eight stages of four ranks
+SPECS["mixtral"] = replace(SPECS["llama"], name="mixtral", family="mixtral", kinds=(replace(
+    SPECS["llama"].kinds[0], ffn=Experts(num_experts=4, top_k=2, hidden=64)),))
 SPECS["deep"] = replace(SPECS["llama"], name="deep", pattern=(0,) * 7)
 ONE = Strategy(precision="fp32", seq_len=32, micro_batch=2, num_microbatches=4)
 HALF = replace(ONE, precision="bf16")
@@ -59,7 +63,8 @@ CORPUS = open_corpus(__file__, "", ONE.seq_len)
 class Case:
     """A strategy to train a model with; `table` takes the place of its schedule, `broken` says what is left out.
 
-    dp: no gradient is summed over dp; stage: those of the last stage are not; weight: one W of one stage does not run.
+    dp: no gradient is summed over dp; stage: those of the last stage are not; weight: one W of one stage does not run;
+    keys: those of other cp ranks are not met; scale: gradients of experts are what torch's mean makes of them.
     """
 
     name: str
@@ -77,6 +82,12 @@ def train(case: Case) -> dict[str, Any]:
     )
     if case.broken == "dp":
         parallel = replace(parallel, modules=dict(parallel.stages))
+    for stage in parallel.stages.values():
+        for _, layer in stage.each_layer():
+            if case.broken == "keys":
+                layer.attn.attend = kernels.attention
+            if case.broken == "scale":
+                layer.ffn.experts.gradient_scale = 1.0
     where = layout.coordinates(strategy, dist.get_rank())
     assert {axis: parallel.mesh.get_local_rank(axis) for axis in layout.ORDER} == where
     recorder = Recorder(dist.get_rank(), torch.device("cpu"))

@@ -21,14 +21,15 @@ import torch.distributed as dist  # noqa: E402
 import torch.multiprocessing as mp  # noqa: E402
 from parity import HALF, ONE, SPECS, Case, keep, results_of, train  # noqa: E402
 
-from executor.parallel import build_mesh  # noqa: E402
+from executor.mesh import build_mesh  # noqa: E402
 from simulator import layout  # noqa: E402
 from simulator.schedules import Action, Table, build_schedule, passes  # noqa: E402
 from simulator.software import Software  # noqa: E402
 from simulator.strategy import Strategy  # noqa: E402
 
 DP, TP, PP = (replace(ONE, dp=2, num_microbatches=2), replace(ONE, tp=2), replace(ONE, pp=2))
-DP_PP = replace(DP, pp=2)
+CP, EP = replace(ONE, cp=2), replace(DP, ep=2)
+DP_PP, FOUR = replace(DP, pp=2), replace(ONE, dp=4, num_microbatches=1)
 INTERLEAVED, BFS, ZBH1, IZB, ZBV, DUAL = (
     {"schedule": name, "chunks": chunks}
     for name, chunks in (("Interleaved1F1B", 2), ("LoopedBFS", 2), ("ZBH1", 1), ("InterleavedZeroBubble", 2), ("ZBV", 2),
@@ -71,6 +72,18 @@ TWO_RANKS = [
     Case("zbv-late", "llama", replace(PP, **ZBV, software=Software(layer_split="late"))),
     Case("bf16-zbv", "llama", replace(PP, **ZBV, precision="bf16")),
     Case("own-table", "llama", replace(PP, chunks=2), table=halved()),
+    Case("bf16-zero-1", "llama", replace(DP, precision="bf16", zero=1)),
+    Case("ring-zero-3", "llama", replace(CP, zero=3)), Case("ring", "gpt2", CP),
+    Case("ring-selective", "llama", replace(CP, recompute="selective")),
+    Case("bf16-ring", "llama", replace(CP, precision="bf16")),
+    Case("all-gather-zero-1-full", "llama", replace(CP, context="all_gather", zero=1, recompute="full")),
+    Case("ulysses", "llama", replace(CP, context="ulysses")),
+    Case("ulysses-zero-2", "gpt2", replace(CP, context="ulysses", zero=2)),
+    Case("experts-dp-selective", "mixtral", replace(DP, recompute="selective")), Case("ep", "mixtral", EP),
+    Case("ep-zero-3-full", "mixtral", replace(EP, zero=3, recompute="full")), Case("experts-tp", "mixtral", TP),
+    Case("ep-over-tp", "mixtral", replace(TP, ep=2)), Case("ep-over-cp", "mixtral", replace(CP, ep=2)),
+    Case("experts-zbv", "mixtral", replace(PP, **ZBV)), Case("bf16-ep", "mixtral", replace(EP, precision="bf16", zero=1)),
+    Case("no-other-keys", "llama", CP, broken="keys"), Case("no-scale", "mixtral", TP, broken="scale"),
     Case("no-sync", "llama", DP, broken="dp"), Case("no-weight", "llama", replace(PP, **ZBH1), broken="weight"),
 ]
 FOUR_RANKS = [
@@ -89,7 +102,26 @@ FOUR_RANKS = [
     Case("tp-zbv-full", "llama", replace(PP, **ZBV, tp=2, recompute="full")),
     Case("four-zbv", "deep", replace(PP, pp=4, **ZBV)),
     Case("four-dual-pipe-v", "deep", replace(PP, pp=4, **DUAL, micro_batch=1, num_microbatches=8)),
+    Case("cp-dp-zero-2", "llama", replace(DP, cp=2, zero=2)), Case("ring-of-four", "llama", replace(ONE, cp=4)),
+    Case("all-gather-of-four", "llama", replace(ONE, cp=4, context="all_gather")),
+    Case("cp-tp", "gpt2", replace(TP, cp=2)), Case("cp-zbv", "llama", replace(PP, **ZBV, cp=2)),
+    Case("hsdp-zero-3", "llama", replace(FOUR, zero=3, shard_group=2)),
+    Case("hsdp-cp-zero-1", "llama", replace(DP, cp=2, zero=1, shard_group=2)),
+    Case("hsdp-experts", "mixtral", replace(FOUR, ep=2, zero=2, shard_group=2)),
+    Case("zero-1-tp", "llama", replace(DP, tp=2, zero=1)), Case("zero-1-zbh1", "gpt2", replace(DP_PP, **ZBH1, zero=1)),
+    Case("ep-dp", "mixtral", replace(FOUR, ep=2)), Case("ep-over-dp-tp-zero-3", "mixtral", replace(DP, tp=2, ep=4, zero=3)),
+    Case("ep-zbh1", "mixtral", replace(EP, pp=2, **ZBH1)), Case("laid-out", "llama", replace(DP, cp=2, order="dp-tp-cp-pp")),
     Case("no-sync-of-a-stage", "llama", replace(DP_PP, **ZBV), broken="stage"),
+]
+EIGHT_RANKS = [
+    Case("dp-tp", "llama", replace(FOUR, tp=2)), Case("dp-pp", "llama", replace(FOUR, pp=2)),
+    Case("tp-pp", "deep", replace(TP, pp=4)), Case("cp-dp", "llama", replace(DP, cp=4)),
+    Case("fsdp-tp-pp", "llama", replace(DP_PP, tp=2, zero=3)),
+    Case("hsdp-tp", "llama", replace(FOUR, tp=2, zero=3, shard_group=2)),
+    Case("fsdp-tp-pp-zero-bubble", "gpt2", replace(DP_PP, **IZB, **MANY, tp=2, zero=2)),
+    Case("ep-dp", "mixtral", replace(FOUR, dp=8, micro_batch=1, ep=4, zero=2)),
+    Case("ep-dp-tp-pp", "mixtral", replace(DP_PP, tp=2, ep=4, zero=3)),
+    Case("cp-tp-pp", "llama", replace(PP, cp=2, tp=2, **ZBV)),
 ]
 
 
@@ -148,6 +180,11 @@ def two_ranks(folder: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
+def eight_ranks(folder: Path) -> dict[str, Any]:
+    return results_of(folder, 8, EIGHT_RANKS)
+
+
+@pytest.fixture(scope="module")
 def four_ranks(folder: Path) -> dict[str, Any]:
     return results_of(folder, 4, FOUR_RANKS)
 
@@ -156,12 +193,12 @@ def check(case: Case, result: dict[str, Any], folder: Path) -> None:
     expected = torch.load(folder / "expected.pt")[case.spec, case.strategy.precision]
     off = float(np.abs(np.subtract(result["losses"], expected["losses"])).max())
     if case.broken:
-        assert off > 1e-3
-        assert result["gradient_error"] > 1e-2
+        assert off > 1e-3 or case.broken == "scale"  # AdamW does not see a scale
+        assert result["gradient_error"] > 2e-2
         return
     half = case.strategy.precision == "bf16"
     assert off <= (1e-3 if half else 1e-4)
-    assert result["gradient_error"] <= (1e-2 if half else 1e-5)
+    assert result["gradient_error"] <= (2e-2 if half else 1e-5)
     if case.strategy.pp > 1:
         table = case.table or build_schedule(
             *(getattr(case.strategy, f) for f in ("schedule", "pp", "num_microbatches", "chunks")))
@@ -180,6 +217,13 @@ def test_two_ranks_train_as_one(case: Case, two_ranks: dict[str, Any], folder: P
 @pytest.mark.parametrize("case", FOUR_RANKS, ids=lambda c: c.name)
 def test_four_ranks_train_as_one(case: Case, four_ranks: dict[str, Any], folder: Path) -> None:
     check(case, four_ranks[case.name], folder)
+
+
+@pytest.mark.slow
+@pytest.mark.distributed
+@pytest.mark.parametrize("case", EIGHT_RANKS, ids=lambda c: c.name)
+def test_eight_ranks_train_as_one(case: Case, eight_ranks: dict[str, Any], folder: Path) -> None:
+    check(case, eight_ranks[case.name], folder)
 
 
 @pytest.mark.parametrize("rank", range(0, 24, 5))

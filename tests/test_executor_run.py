@@ -113,7 +113,8 @@ def test_job_faults(tmp_path: Path) -> None:
 def test_what_can_run_is_not_refused() -> None:
     for change in ({}, {"dp": 2, "zero": 3}, {"tp": 2}, {"pp": 2, "schedule": "GPipe"}, {"dp": 2, "zero": 1},
                    {"precision": "bf16", "dp": 2, "pp": 2, "tp": 2, "zero": 2}, {"software": FUSED},
-                   {"dp": 2, "zero": 3, "shard_group": 2}, {"recompute_share": 0.5}, *(
+                   {"dp": 4, "zero": 3, "shard_group": 2}, {"recompute_share": 0.5}, {"cp": 2}, {"cp": 4, "zero": 1, "dp": 2},
+                   {"zero": 1, "dp": 2, "tp": 2, "pp": 2, "precision": "bf16"}, {"tp": 2, "context": "ulysses"}, *(
                        {"pp": 2, "schedule": name, "chunks": schedule.chunks or 2, "num_microbatches": 4, "dp": 2, "zero": 2,
                         "recompute": "full"} for name, schedule in SCHEDULES.items()),
                    {"dp": 2, "zero": 3, "pp": 2, "schedule": "Interleaved1F1B", "chunks": 2}, {"schedule": "ZBV"},
@@ -122,7 +123,10 @@ def test_what_can_run_is_not_refused() -> None:
 
 
 @pytest.mark.parametrize(("change", "says"), [
-    ({"cp": 2}, "context parallelism"), ({"ep": 2}, "expert parallelism"), ({"etp": 2}, "expert tensor parallelism"),
+    ({"cp": 3}, "cp=3 in 6 pieces does not divide the 32 sequence positions"), ({"ep": 2}, "ep=2: tiny has no experts"),
+    ({"cp": 4, "context": "ulysses"}, "(ulysses) does not divide the 2 key-value heads"),
+    ({"cp": 2, "context": "spiral"}, "context 'spiral' is not known"),
+    ({"cp": 2, "software": FUSED}, "no exchange of keys"), ({"etp": 2}, "expert tensor parallelism"),
     ({"chunks": 2}, "chunks=2: without a pipeline (pp=1) a rank has one stage"),
     ({"schedule": "Chimera"}, "schedule 'Chimera' is not known to the engine, which runs 1F1B, GPipe, Interleaved1F1B"),
     ({"pp": 2, "chunks": 2}, "1F1B needs 1 chunk a rank (is 2)"), ({"pp": 2, "schedule": "ZBV"}, "ZBV needs 2 chunks"),
@@ -132,10 +136,9 @@ def test_what_can_run_is_not_refused() -> None:
     (ZBV | {"recompute": "selective"}, "recompute='selective': schedule ZBV splits backward"),
     (ZBV | {"software": FUSED}, "kernels='fused': schedule ZBV splits backward"),
     (ZBV | {"schedule": "DualPipeV", "num_microbatches": 4, "dp": 2, "zero": 3}, "zero=3: schedule DualPipeV splits backward"),
-    ({"precision": "fp8"}, "precision 'fp8'"), ({"dp": 4, "shard_group": 2}, "shard_group=2"),
+    ({"precision": "fp8"}, "precision 'fp8'"), ({"dp": 4, "zero": 3, "shard_group": 3}, "shard_group=3 does not divide"),
     ({"tp": 2, "sequence_parallel": False}, "sequence parallelism only"),
     ({"recompute": "full", "recompute_share": 0.5}, "recompute_share=0.5"),
-    ({"zero": 1, "dp": 2, "tp": 2}, "ZeRO-1"), ({"zero": 1, "dp": 2, "precision": "bf16"}, "ZeRO-1"),
     ({"pp": 5}, "pp=5 x 1 chunks = 5 stages: stage 3 gets none"), ({"tp": 4}, "2 key-value heads"),
     ({"seq_len": 128}, "longer than the 64 positions"),
     ({"software": FUSED, "recompute": "selective"}, "eager kernels"), ({"dp": 0}, "less than 1"),
@@ -170,7 +173,18 @@ def test_an_own_table_is_read_before_anything_starts(tmp_path: Path) -> None:
 def test_refusals_of_model_and_device() -> None:
     assert "vocabulary" in str(refusal(STRATEGY, replace(SPEC, vocab=100), "cpu"))
     assert "family" in str(refusal(STRATEGY, replace(SPEC, family="mamba"), "cpu"))
-    assert "family" in str(refusal(STRATEGY, EXPERTS, "cpu"))
+    assert refusal(STRATEGY, EXPERTS, "cpu") is None
+    assert "no constant" in str(refusal(replace(STRATEGY, software=FUSED), EXPERTS, "cpu"))
+    assert "by themselves" in str(refusal(replace(STRATEGY, tp=2, recompute="selective"), EXPERTS, "cpu"))
+    assert "does not divide the 4 experts" in str(refusal(replace(STRATEGY, dp=3, ep=3), EXPERTS, "cpu"))
+    assert "2 ranks of dp x cp x tp" in str(refusal(replace(STRATEGY, dp=2, ep=4), EXPERTS, "cpu"))
+    shared = Experts(num_experts=4, top_k=2, hidden=32, shared_hidden=8)
+    assert "shared_hidden=8" in str(refusal(
+        STRATEGY, replace(EXPERTS, kinds=(replace(EXPERTS.kinds[0], ffn=shared),)), "cpu"))
+    assert "unlike attention" in str(refusal(STRATEGY, replace(SPEC, kinds=(SPEC.kinds[0], replace(
+        SPEC.kinds[0], name="other", mixer=replace(SPEC.kinds[0].mixer, num_kv_heads=4))), pattern=(0, 1)), "cpu"))
+    assert "in fp32" in str(refusal(replace(STRATEGY, cp=2), SPEC, "cuda"))
+    assert refusal(replace(STRATEGY, cp=2, context="ulysses"), SPEC, "cuda") is None
     assert "device" in str(refusal(STRATEGY, SPEC, "tpu"))
 
 
@@ -200,7 +214,7 @@ def test_corpora(tmp_path: Path) -> None:
 def test_jobs_that_cannot_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for change, says in (
         ({"num_steps": 3}, "num_steps"), ({"learning_rate": 0.0}, "learning_rate"), ({"data": "none.txt"}, "none.txt"),
-        ({"strategy": replace(STRATEGY, cp=2)}, "strategy: cp=2"),
+        ({"strategy": replace(STRATEGY, cp=3)}, "strategy: cp=3"),
     ):
         with pytest.raises(BadInput, match=says):
             check_launch(job(tmp_path, **change))
