@@ -26,6 +26,7 @@ from profiles.model import Experts, LayerSpec, ModelSpec, SelfAttention
 from profiles.model import FeedForward as FeedForwardSpec
 
 aten = torch.ops.aten
+Piece = tuple[slice, ...]
 KEPT_BY_SELECTIVE = frozenset({
     aten.mm.default, aten.addmm.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default, aten._scaled_dot_product_flash_attention.default,
@@ -157,9 +158,9 @@ def initial_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def materialise(
-    stage: Stage, device: torch.device | str, seed: int, value: Callable[[str, tuple[int, ...]], Tensor] | None = None,
+    stage: Stage, device: torch.device | str, seed: int, read: Callable[[str, Piece], Tensor] | None = None,
 ) -> None:
-    """Give a stage built on meta its memory and weights: of each whole parameter (`value`, by name) this rank's piece."""
+    """Give a stage built on meta its memory and weights: of each parameter this rank's piece, initial or as `read` says."""
     stage.to_empty(device=device)
     stage.tie()
     stage.fill_tables()
@@ -167,12 +168,12 @@ def materialise(
     for name, parameter in stage.named_parameters():
         # on a stage of its own a tied head is a second copy of the embedding
         known = name if name in shapes else "embed.weight"
-        whole = value(known, shapes[known]) if value else initial_weight(known, shapes[known], seed)
-        local = parameter.to_local() if isinstance(parameter, DTensor) else parameter
-        local.copy_(whole[piece_of(parameter)])
+        piece = piece_of(parameter)
+        value = read(known, piece) if read else initial_weight(known, shapes[known], seed)[piece]
+        (parameter.to_local() if isinstance(parameter, DTensor) else parameter).copy_(value)
 
 
-def piece_of(parameter: Tensor) -> tuple[slice, ...]:
+def piece_of(parameter: Tensor) -> Piece:
     """Return which part of a whole parameter this rank holds."""
     if not isinstance(parameter, DTensor):
         return tuple(slice(0, size) for size in parameter.shape)

@@ -313,7 +313,7 @@ def test_torch_keeps_its_graph_and_output_gradients_between_the_halves() -> None
     for recompute in ("none", "full"):
         strategy = Strategy(pp=3, schedule="ZBH1", seq_len=256, precision="fp32", recompute=recompute)
         stage = build_stage(small, strategy, 1)
-        materialise(stage, torch.device("cpu"), 0, lambda _, x: x)
+        materialise(stage, torch.device("cpu"), 0)
         x = torch.randn(1, 256, 256, requires_grad=True)
         with live_storages() as live:
             stage(x)

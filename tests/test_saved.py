@@ -53,7 +53,6 @@ def test_torchs_checkpoint_of_a_module_drops_as_much(module: str, monkeypatch: p
     from torch.utils.checkpoint import checkpoint
 
     from executor.model import Stage
-    from profiles import kernels
 
     stage = Stage(TINY, seq_len=32)
     block = stage.layers["0"]
@@ -66,7 +65,7 @@ def test_torchs_checkpoint_of_a_module_drops_as_much(module: str, monkeypatch: p
     if module == "mlp":
         monkeypatch.setattr(block.ffn, "forward", repeated(block.ffn.forward))
     else:
-        monkeypatch.setattr(kernels, "attention", repeated(kernels.attention))
+        monkeypatch.setattr(block.attn, "attend", repeated(block.attn.attend))
     measured = plain - left_alive(lambda: block(x, *stage.rotary))
     ours = dropped(TINY, module, Software(), ep=1, dp=1, precision="fp32", micro_batch=2, seq_len=32)
     assert measured > 0
