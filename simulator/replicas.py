@@ -23,9 +23,8 @@ def over_replicas(
     """Return the collectives over the replicas, the accumulation and the update of a part.
 
     `held` and `trained` are the dense parameters of a rank and those of its experts: what is not trained is gathered
-    where it is sharded, and neither summed, reduced nor updated. ZeRO-0 all-reduces; ZeRO-1 sums as its engine does (an
-    all-reduce in fp32, a reduce-scatter under mixed precision) and gathers the updated weights; ZeRO-2 and 3
-    reduce-scatter (arXiv 1910.02054, sections 5 and 7). Where only a group of ranks shares a copy, what is scattered
+    where it is sharded, and neither summed, reduced nor updated. ZeRO-0 all-reduces; all others reduce-scatter, and
+    ZeRO-1 gathers the updated weights (arXiv 1910.02054, sections 5 and 7). Where only a group of ranks shares a copy, what is scattered
     there is all-reduced over the groups (HSDP, arXiv 2304.11277, section 3.2.2). A collective that a level does not use
     has a group of one.
     """
@@ -33,7 +32,7 @@ def over_replicas(
     mixed, experts = strategy.dtype != "fp32", strategy.expert_replicas
     gathered = software.gather_bytes or ELEMENT_BYTES[strategy.dtype]
     reduced = software.reduce_bytes
-    scatters = (zero >= 2) | ((zero == 1) & mixed)
+    scatters = zero >= 1
     trains, has_experts = bool(np.any(trained[0])), bool(np.any(trained[1]))
 
     def over(axis: str, kind: str, size: Num, used: Num, group: Num) -> Collective:
