@@ -21,7 +21,6 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader, FileSystemWriter
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
-from torch.distributed.optim import ZeroRedundancyOptimizer
 
 from executor.manifest import (
     FOLDER,
@@ -47,7 +46,7 @@ Say = Callable[..., None]
 
 def named_state(parallel: Parallel) -> Iterator[tuple[str, Tensor]]:
     """Yield this rank's weights and moments by name, shards as DTensors; a name comes twice where a rank has two copies."""
-    state = _adam(parallel.optimizer).state
+    state = parallel.optimizer.state
     for stage in parallel.stages.values():
         shapes = {p.name: tuple(p.shape) for p in all_params(stage.spec)}
         for name, weight in stage.named_parameters():
@@ -60,15 +59,10 @@ def named_state(parallel: Parallel) -> Iterator[tuple[str, Tensor]]:
                     yield f"{moment}.{name}", state[weight][moment]
 
 
-def _adam(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
-    """Return what holds this rank's moments: of ZeRO-1 the optimizer of its own weights."""
-    return optimizer.optim if isinstance(optimizer, ZeroRedundancyOptimizer) else optimizer
-
-
 @torch.no_grad()
 def load_state(parallel: Parallel, folder: Path, step: int, group: dist.ProcessGroup) -> None:
     """Fill weights and moments from a checkpoint after `step` steps, whatever layout wrote it."""
-    adam = _adam(parallel.optimizer)
+    adam = parallel.optimizer
     for weight in (w for part in adam.param_groups for w in part["params"]):
         adam.state[weight] = {"step": torch.tensor(float(step), device=weight.device)} | {
             moment: torch.zeros_like(weight, memory_format=torch.preserve_format) for moment in MOMENTS

@@ -24,9 +24,9 @@ def over_replicas(
 
     `held` and `trained` are the dense parameters of a rank and those of its experts: what is not trained is gathered
     where it is sharded, and neither summed, reduced nor updated. ZeRO-0 all-reduces; all others reduce-scatter, and
-    ZeRO-1 gathers the updated weights (arXiv 1910.02054, sections 5 and 7). Where only a group of ranks shares a copy, what is scattered
-    there is all-reduced over the groups (HSDP, arXiv 2304.11277, section 3.2.2). A collective that a level does not use
-    has a group of one.
+    ZeRO-1 gathers the updated weights (arXiv 1910.02054, sections 5 and 7). Where only a group of ranks shares a copy, what
+    is scattered there is all-reduced over the groups (HSDP, arXiv 2304.11277, section 3.2.2). A collective that a level does
+    not use has a group of one.
     """
     zero, software, n, shards = np.asarray(strategy.zero), strategy.software, strategy.replicas, strategy.shards
     mixed, experts = strategy.dtype != "fp32", strategy.expert_replicas

@@ -43,22 +43,25 @@ STEPS, SAVED = 4, 2
 DP2, DP4 = replace(ONE, dp=2, num_microbatches=2), replace(ONE, dp=4, num_microbatches=1)
 PP2 = replace(ONE, pp=2)
 LAYOUTS: dict[int, dict[str, tuple[str, Strategy]]] = {
-    1: {"one": ("llama", ONE), "one tied": ("gpt2", ONE)},
+    1: {"one": ("llama", ONE), "one tied": ("gpt2", ONE), "experts": ("mixtral", ONE)},
     2: {
         "dp2": ("llama", DP2), "zero1": ("llama", replace(DP2, zero=1)), "zero3": ("llama", replace(DP2, zero=3)),
         "tp2": ("llama", replace(ONE, tp=2)), "pp2": ("llama", PP2), "pp2 tied": ("gpt2", PP2),
-        "half": ("llama", replace(HALF, dp=2, num_microbatches=2, zero=2)),
+        "half": ("llama", replace(HALF, dp=2, num_microbatches=2, zero=2)), "ep2": ("mixtral", replace(DP2, ep=2)),
+        "cp2": ("llama", replace(ONE, cp=2, zero=2)),
     },
     4: {
         "dp4": ("llama", replace(DP4, zero=1)), "zero3 x tp2": ("llama", replace(DP2, zero=3, tp=2)),
         "dp2 x pp2": ("llama", replace(DP2, pp=2, zero=2)), "tp2 x pp2 tied": ("gpt2", replace(PP2, tp=2)),
+        "ep2 x tp2": ("mixtral", replace(DP2, tp=2, ep=2, zero=3)),
         "V tied": ("gpt2", replace(PP2, dp=2, num_microbatches=2)), "half": ("llama", replace(HALF, dp=4, num_microbatches=1)),
     },
 }
 V_SHAPED: dict[str, Any] = {"schedule": "ZBV", "chunks": 2}
 RESUMED: dict[int, list[tuple[str, str]]] = {
-    1: [("zero3@2", "one"), ("V tied@4", "one tied")],
-    2: [("one@1", "zero1"), ("zero3@2", "pp2"), ("zero3 x tp2@4", "dp2"), ("one tied@1", "pp2 tied"), ("zero1@2", "tp2")],
+    1: [("zero3@2", "one"), ("V tied@4", "one tied"), ("ep2 x tp2@4", "experts")],
+    2: [("one@1", "zero1"), ("zero3@2", "pp2"), ("zero3 x tp2@4", "dp2"), ("one tied@1", "pp2 tied"), ("zero1@2", "tp2"),
+        ("experts@1", "ep2"), ("one@1", "cp2")],
     4: [("dp2@2", "zero3 x tp2"), ("tp2@2", "dp2 x pp2"), ("pp2 tied@2", "tp2 x pp2 tied"), ("one tied@1", "V tied"),
         ("zero1@2", "dp4"), ("half@2", "half")],
 }
@@ -163,7 +166,7 @@ def mean(losses: list[list[float]]) -> list[float]:
 
 
 def expected(folder: Path, spec: str) -> list[float]:
-    return mean(results(folder, "save", 1)["one" if spec == "llama" else "one tied"][0])
+    return mean(results(folder, "save", 1)[{"llama": "one", "gpt2": "one tied", "mixtral": "experts"}[spec]][0])
 
 
 @pytest.mark.distributed
