@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
+from planner.offloading import can_offload, no_offload
 from planner.question import Question
 from profiles.model import (
     Experts,
@@ -25,20 +26,21 @@ from profiles.model import (
 from profiles.ops import Num
 from simulator.layout import ORDER, ORDERS, order_of, ranks_per_node
 from simulator.schedules import SCHEDULES
-from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
+from simulator.strategy import CONTEXT, LORA_TARGETS, OFFLOAD, PRECISIONS, RECOMPUTE, Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rule:
     """A legality rule: where a batch is legal, and why one strategy is not.
 
-    `of_pipe`: it asks for the schedule, its chunks or the layers of its stages.
+    `of_pipe`: it asks for the schedule, its chunks or the layers of its stages; `of_offload`: for what is offloaded.
     """
 
     name: str
     holds: Callable[[Strategy, Question], Num]
     reason: Callable[[Strategy, Question], str]
     of_pipe: bool = False
+    of_offload: bool = False
 
 
 def num_experts(model: ModelSpec) -> int:
@@ -89,7 +91,7 @@ def _cut(heads: int, copied: int, ranks: Num) -> Num:
 
 
 SIZES = ("dp", "tp", "cp", "pp", "ep", "etp", "chunks", "micro_batch", "num_microbatches", "seq_len")
-CHOICES = {"recompute": RECOMPUTE, "precision": PRECISIONS, "context": CONTEXT, "schedule": SCHEDULES,
+CHOICES = {"recompute": RECOMPUTE, "offload": OFFLOAD, "precision": PRECISIONS, "context": CONTEXT, "schedule": SCHEDULES,
            "lora_targets": LORA_TARGETS}
 
 
@@ -330,8 +332,16 @@ RULES: tuple[Rule, ...] = (
         reason=_no_table,
         of_pipe=True,
     ),
+    Rule(
+        name="the host can hold what is offloaded",
+        holds=can_offload,
+        reason=no_offload,
+        of_offload=True,
+    ),
 )
 MEMORY_RULE = "fits in memory"
+OFFLOAD_RULE = "offload is for what does not fit"
+"""What a search leaves out because the same strategy fits without offload, which makes none faster."""
 
 
 def same_as_another(orders: Sequence[str]) -> tuple[Rule, ...]:

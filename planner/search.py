@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from planner.predict import Prediction, predict_replayed
 from planner.question import Question
-from planner.rules import MEMORY_RULE, RULES, Rule, first_broken, same_as_another
+from planner.rules import MEMORY_RULE, OFFLOAD_RULE, RULES, Rule, first_broken, same_as_another
 from planner.space import Axes, Block, PipeChoice, blocks, flat, whole_space
 from profiles.accelerators import mean_memory
 from profiles.cost import CostModel, cost_model
@@ -38,7 +38,8 @@ NUM_REJECTED_SHOWN = 20
 ENGINE_RULE = "the engine runs it"
 BATCH = 8192
 """Strategies priced at once: their arrays stay in a core's cache."""
-CELL_RULES = tuple(rule for rule in RULES if not rule.of_pipe)
+CELL_RULES = tuple(rule for rule in RULES if not rule.of_pipe and not rule.of_offload)
+HOST_RULES = tuple(rule for rule in RULES if rule.of_offload)
 PIPE_RULES = tuple(rule for rule in RULES if rule.of_pipe)
 
 Refuse = Callable[[Strategy], str | None]
@@ -177,7 +178,7 @@ class _Tally:
         broken = first_broken(block.grid, question, rules, block.shape)
         for i, rule in enumerate(rules):
             breaks = np.argwhere(broken == i)
-            self.counts[rule.name] += len(breaks) * len(block.pipes)
+            self.counts[rule.name] += len(breaks) * len(block.pipes) * len(block.offloads)
             if len(breaks):
                 one = flat(block.grid, block.shape, tuple(breaks[:1].T)).pick(0)
                 self._reject(rule.name, _with(one, block.pipes[0]), rule.reason(_with(one, block.pipes[0]), question))
@@ -186,14 +187,32 @@ class _Tally:
         # strategies with as many micro-batches stand together, as memory asks for that
         cells = cells.pick(np.argsort(np.broadcast_to(cells.num_microbatches, where[0].shape), kind="stable"))
         for begin in range(0, len(where[0]), BATCH):
-            self._add_cells(question, cells.pick(np.arange(begin, min(begin + BATCH, len(where[0])))), block.pipes)
+            self._add_cells(block, cells.pick(np.arange(begin, min(begin + BATCH, len(where[0])))))
 
-    def _add_cells(self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...]) -> None:
-        legal = self._legal(question, cells, pipes)
+    def _add_cells(self, block: Block, cells: Strategy) -> None:
+        """Price cells with each pipe; what fits as it is, with nothing offloaded only, which is never slower."""
+        left = np.ones((len(block.pipes), len(cells)), dtype=bool)
+        for way, share in block.offloads:
+            offloaded = replace(cells, offload=way, offload_share=share)
+            if not left.all():
+                self.counts[OFFLOAD_RULE] += int((~left).sum())
+                i, j = (int(found[0]) for found in np.nonzero(~left))
+                self._reject(OFFLOAD_RULE, _with(offloaded.pick(j), block.pipes[i]), _fits_anyway(way, _with(cells.pick(j), block.pipes[i])))
+            fits = self._add_legal(block.question, offloaded, block.pipes, left)
+            if way == "none":
+                left = ~fits
+
+    def _add_legal(
+        self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...], asked: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Price those cells with those pipes that are `asked` and legal; return which fit, [pipe, cell]."""
+        found = np.zeros(asked.shape, dtype=bool)
+        legal = self._legal(question, cells, pipes, asked)
         wanted = legal.any(axis=0)
         if not wanted.any():
-            return
-        cells, legal = cells.pick(np.flatnonzero(wanted)), legal[:, wanted]
+            return found
+        at = np.flatnonzero(wanted)
+        cells, legal = cells.pick(at), legal[:, at]
         self.priced += int(legal.sum())
         workload = build_workload(question.model, cells)
         usable = question.cluster.accelerator.memory_bytes
@@ -206,28 +225,33 @@ class _Tally:
             light = np.arange(len(cells)) == mean.argmin()
         if not light.all():
             some = np.flatnonzero(light)
-            cells, legal, workload = cells.pick(some), legal[:, some], pick_workload(workload, some)
+            at, cells, legal, workload = at[some], cells.pick(some), legal[:, some], pick_workload(workload, some)
         peaks = self._peaks(workload, pipes, legal)
         fits = legal & (peaks <= usable)
+        found[:, at] = fits
         self.counts[MEMORY_RULE] -= int(fits.sum())
         self._keep_short(question, cells, pipes, np.where(fits, np.inf, peaks))
-        wanted = fits.any(axis=0)
-        if not wanted.any():
-            return
-        where = np.flatnonzero(wanted)
-        workload, fits, peaks = pick_workload(workload, where), fits[:, wanted], peaks[:, wanted]
+        where = np.flatnonzero(fits.any(axis=0))
+        if not len(where):
+            return found
+        workload, fits, peaks = pick_workload(workload, where), fits[:, where], peaks[:, where]
         for choice, seconds in _estimates(workload, self.cost, pipes, fits):
             self._keep(question, workload.strategy, pipes[choice], seconds, peaks[choice])
+        return found
 
-    def _legal(self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...]) -> NDArray[np.bool_]:
-        """Return where cells are legal with each pipe, [pipe, cell]."""
+    def _legal(
+        self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...], asked: NDArray[np.bool_]
+    ) -> NDArray[np.bool_]:
+        """Return which of those cells with those pipes that are `asked` are legal, [pipe, cell]."""
         legal = np.zeros((len(pipes), len(cells)), dtype=bool)
-        for row, pipe in zip(legal, pipes, strict=True):
+        hosted = np.broadcast_to(first_broken(cells, question, HOST_RULES), (len(cells),))
+        for row, pipe, here in zip(legal, pipes, asked, strict=True):
             piped = _with(cells, pipe)
             broken = first_broken(piped, question, PIPE_RULES)
-            for i, rule in enumerate(PIPE_RULES):
-                self._count(rule, question, piped, np.flatnonzero(broken == i))
-            row[:] = broken < 0
+            broken = np.where((broken < 0) & (hosted >= 0), hosted + len(PIPE_RULES), broken)
+            for i, rule in enumerate((*PIPE_RULES, *HOST_RULES)):
+                self._count(rule, question, piped, np.flatnonzero(here & (broken == i)))
+            row[:] = here & (broken < 0)
             if self.refuse is None:
                 continue
             for i in np.flatnonzero(row).tolist():
@@ -315,6 +339,10 @@ def _lacks(candidate: Candidate) -> str:
 
 def _first(candidates: list[Candidate], num: int) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (c.seconds, c.peak_bytes))[:num]
+
+
+def _fits_anyway(way: str, plain: Strategy) -> str:
+    return f"offload {way} of what fits without it would be no faster: {plain.describe()}"
 
 
 def _with(cells: Strategy, pipe: PipeChoice) -> Strategy:

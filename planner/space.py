@@ -1,7 +1,7 @@
 """The space of strategies: the values of every axis, and their combinations in blocks of arrays, legal or not.
 
 A block has one pp and one of everything that a batch has one of; its `grid` holds the combinations of the other axes,
-each of which meets each of its `pipes`: a schedule, with chunks and a split of the layers.
+each of which meets each of its `pipes`: a schedule, with chunks and a split of the layers; and each of its `offloads`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,13 @@ from typing import Any
 import numpy as np
 
 from planner.balance import balanced_splits, loads_of
+from planner.offloading import offload_ways
 from planner.question import Question
 from planner.rules import num_experts
 from profiles.files import BadInput
 from simulator.layout import ORDER, ORDERS, check_order, stage_parts
 from simulator.schedules import SCHEDULES
-from simulator.strategy import CONTEXT, PRECISIONS, RECOMPUTE, Strategy
+from simulator.strategy import CONTEXT, OFFLOAD, PRECISIONS, RECOMPUTE, Strategy
 
 Axes = dict[str, tuple[Any, ...]]
 """What is searched: axis -> its values."""
@@ -29,6 +30,7 @@ AXES = {
     "ep": "expert-parallel degrees", "etp": "tensor-parallel degrees inside an expert",
     "zero": "ZeRO levels, with the ranks of a hybrid group behind a colon (3:8)",
     "recompute": "recomputation, with the share of layers behind a colon (full:0.5)",
+    "offload": "what of the optimizer's states lies in host memory, with their share behind a colon (optimizer:0.5)",
     "micro_batch": "sequences of a micro-batch", "schedule": "pipeline schedules",
     "chunks": "chunks of layers a pipeline rank, or 'even' for all that divide its layers",
     "fewer": "layers that the first and the last stage have less than an even split (0/0, 1/1), or 'balanced' over the speeds "
@@ -67,17 +69,19 @@ class PipeChoice:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Block:
-    """A part of the space: the question that it answers, a grid whose fields broadcast, and the pipes of its pp."""
+    """A part of the space: the question that it answers, a grid whose fields broadcast, the pipes of its pp, and ways to
+    offload with their shares (nothing first, where that is one)."""
 
     question: Question
     grid: Strategy
     shape: tuple[int, ...]
     pipes: tuple[PipeChoice, ...]
+    offloads: tuple[tuple[str, float], ...] = (("none", 1.0),)
 
     @property
     def size(self) -> int:
         """Return how many strategies it holds."""
-        return int(np.prod(self.shape)) * len(self.pipes)
+        return int(np.prod(self.shape)) * len(self.pipes) * len(self.offloads)
 
 
 def divisors(n: int) -> list[int]:
@@ -102,6 +106,7 @@ def whole_space(question: Question) -> Axes:
         "etp": tuple(divisors(node)) if experts else (1,),
         "zero": (*((level, 0) for level in range(4)), *((level, group) for level in HYBRID for group in groups)),
         "recompute": (*((name, 1.0) for name in RECOMPUTE), *(("full", share) for share in SHARES)),
+        "offload": tuple((way, 1.0) for way in ("none", *offload_ways(question))),
         "micro_batch": tuple(divisors(question.global_batch)), "schedule": tuple(SCHEDULES),
         "chunks": (EVEN,), "fewer": fewer, "context": CONTEXT, "order": USUAL_ORDERS,
         "global_batch": (question.global_batch,), "precision": (question.precision,),
@@ -161,8 +166,9 @@ def blocks(question: Question, axes: Axes) -> Iterator[Block]:
                 context=context, order=order, precision=precision, seq_len=asked.seq_len, lora_rank=asked.lora_rank,
                 lora_targets=asked.lora_targets, software=asked.software,
             )
+            offloads = tuple(sorted(axes["offload"], key=lambda offload: offload[0] != "none"))
             if pipes := tuple(_pipes(asked, pp, axes)):
-                yield Block(question=asked, grid=grid, shape=tuple(map(len, columns)), pipes=pipes)
+                yield Block(question=asked, grid=grid, shape=tuple(map(len, columns)), pipes=pipes, offloads=offloads)
 
 
 def flat(grid: Strategy, shape: tuple[int, ...], where: Any) -> Strategy:
@@ -238,7 +244,7 @@ def _text(axis: str, value: Any) -> str:
         return str(value)
     head, rest = value
     # what stands behind the colon is left out where it says nothing
-    if rest == (1.0 if axis == "recompute" else 0) and axis != "fewer":
+    if rest == (1.0 if axis in SHARED else 0) and axis != "fewer":
         return str(head)
     return f"{head}{'/' if axis == 'fewer' else ':'}{rest:g}"
 
@@ -253,10 +259,10 @@ def _value(axis: str, text: str) -> Any:
     if axis in WORDS:
         if head not in WORDS[axis]:
             raise BadInput(f"search: {axis} {head!r} is not known; known are {', '.join(WORDS[axis])}")
-        if axis != "recompute":
+        if axis not in SHARED:
             return text
     try:
-        if axis == "recompute":
+        if axis in SHARED:
             return head, float(rest or 1)
         return (int(head), int(rest or 0)) if axis in ("zero", "fewer") else int(text)
     except ValueError:
@@ -265,5 +271,8 @@ def _value(axis: str, text: str) -> Any:
 
 WORDS: dict[str, tuple[str, ...]] = {
     "schedule": tuple(SCHEDULES), "context": CONTEXT, "precision": PRECISIONS, "recompute": RECOMPUTE,
+    "offload": OFFLOAD,
 }
 """Axes whose values are words."""
+SHARED = ("recompute", "offload")
+"""Axes whose words stand with a share."""

@@ -20,7 +20,8 @@ class Accelerator:
 
     `laws` names the efficiency file of the catalogue; `sources` maps each figure to its source. `num_sms` is 1 where
     work is not dealt out in waves (or nothing is known of it); `sustained` is the rate that a lower power limit leaves
-    of the rate of the accelerator whose laws hold. `parts` are the accelerators that one stands for, and how many there are
+    of the rate of the accelerator whose laws hold; `host_link_bytes_per_s` that of the link to its host, one direction, where
+    it is known. `parts` are the accelerators that one stands for, and how many there are
     of each (`mixed_accelerator`).
     """
 
@@ -34,6 +35,7 @@ class Accelerator:
     power_w: float | None = None
     sustained: float = 1.0
     num_sms: int = 1
+    host_link_bytes_per_s: float | None = None
     framework_bytes: float
     allocator_slack: float
     laws: str
@@ -84,6 +86,7 @@ class AcceleratorFile(Strict):
     power: FigureFile | None = None
     sustained: RatioFile | None = None
     num_sms: CountFile | None = None
+    host_link: FigureFile | None = None
     framework_memory: FigureFile
     allocator_slack: RatioFile
     laws: str | None = None
@@ -98,15 +101,12 @@ def load_accelerator(name: str) -> Accelerator:
     file = files.validate(AcceleratorFile, data, origin)
 
     def figure(f: FigureFile, dimension: str, field: str) -> float:
-        value = parse(f.value, dimension, f"{origin}: {field}")
-        if value == 0:
-            raise BadInput(f"{origin}: {field}: must be more than zero (is {f.value!r})")
-        return value
+        return figure_of(f, dimension, f"{origin}: {field}")
 
     sources = {
         "memory": file.memory.source, "memory_bandwidth": file.memory_bandwidth.source,
         "framework_memory": file.framework_memory.source, "allocator_slack": file.allocator_slack.source,
-    } | {k: f.source for k, f in (("num_sms", file.num_sms), ("sustained", file.sustained)) if f}
+    } | {k: f.source for k, f in (("num_sms", file.num_sms), ("sustained", file.sustained), ("host_link", file.host_link)) if f}
     return Accelerator(
         name=path.stem if is_file else name, title=file.name, year=file.year,
         memory_bytes=figure(file.memory, "bytes", "memory"),
@@ -114,6 +114,7 @@ def load_accelerator(name: str) -> Accelerator:
         peak_flop_per_s={d: figure(f, "flop_per_s", f"peak.{d}") for d, f in file.peak.items()},
         power_w=figure(file.power, "w", "power") if file.power else None,
         sustained=above_zero(file.sustained, f"{origin}: sustained"), num_sms=file.num_sms.value if file.num_sms else 1,
+        host_link_bytes_per_s=figure(file.host_link, "bytes_per_s", "host_link") if file.host_link else None,
         framework_bytes=figure(file.framework_memory, "bytes", "framework_memory"),
         allocator_slack=file.allocator_slack.value,
         laws=file.laws or (path.stem if is_file else name),
@@ -156,6 +157,14 @@ def mean_of(values: Sequence[tuple[float, int]]) -> float:
     """Return the mean of values, each so many times; of equal ones that very value."""
     first, total = values[0][0], sum(num for _, num in values)
     return first + sum((value - first) * num for value, num in values) / total
+
+
+def figure_of(file: FigureFile, dimension: str, field: str) -> float:
+    """Return a figure that is more than zero, in SI, or its fault as a `BadInput`."""
+    value = parse(file.value, dimension, field)
+    if value == 0:
+        raise BadInput(f"{field}: must be more than zero (is {file.value!r})")
+    return value
 
 
 def above_zero(ratio: RatioFile | None, field: str) -> float:

@@ -23,6 +23,7 @@ from profiles.accelerators import (
     positive,
 )
 from profiles.files import BadInput
+from profiles.host import Host, HostFile, host_of
 from profiles.network import Network, NetworkFile, declared
 from profiles.tables import MeasuredTable, read_table
 from profiles.units import parse
@@ -51,7 +52,8 @@ class Cluster:
     """Nodes of accelerators: a fast link inside the node, a slower one between nodes.
 
     A node is what the fast link joins: the 8 of a server, the 72 of an NVL72 rack. `gpus_per_host` of them share
-    an operating system and fail together (0: all of them). `network` says what links ranks share beyond their own.
+    an operating system and fail together (0: all of them); `host`: the memory that these share, where known. `network` says
+    what links ranks share beyond their own.
 
     A pool of unlike clusters has `parts`, in the order of its ranks; its own fields stand for all of them (`pool`).
     """
@@ -65,6 +67,7 @@ class Cluster:
     scale_out: Link
     gpus_per_host: int = 0
     node_power_w: float | None = None
+    host: Host | None = None
     network: Network = field(default_factory=Network)
     table: MeasuredTable | None = None
     parts: tuple[Cluster, ...] = ()
@@ -125,6 +128,7 @@ class ClusterFile(Strict):
     topology: str = ""
     network: NetworkFile | None = None
     node_power: FigureFile | None = None
+    host: HostFile | None = None
 
 
 class PartFile(Strict):
@@ -172,6 +176,7 @@ def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
         num_nodes=int(nodes) if nodes else file.num_nodes,
         scale_up=_link(file.scale_up, f"{origin}: scale_up"), scale_out=_link(file.scale_out, f"{origin}: scale_out"),
         node_power_w=parse(file.node_power.value, "w", f"{origin}: node_power") if file.node_power else None,
+        host=host_of(file.host, f"{origin}: host") if file.host else None,
         network=declared(file.network, max(file.num_nodes, int(nodes or 0)), file.gpus_per_node, origin),
     )
 

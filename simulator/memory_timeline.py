@@ -165,7 +165,7 @@ def _state_changes(rank: _Rank, step: Step, pieces: Pieces) -> list[Change]:
             found += _made(span, slots_of(stage, pass_, rank.pipe.inside[span.action]))
     gradients = all_of("gradients")
     # what copies narrow gradients for the update frees them
-    gone = Change(begin_s if update else end_s, "gradients", -gradients)
+    gone = Change(begin_s if update and pieces.copies else end_s, "gradients", -gradients)
     if software.late_gradients:
         return [*found, gone]
     return [*found, Change(0.0, "gradients", gradients), gone, Change(end_s, "gradients", gradients)]

@@ -16,7 +16,7 @@ from profiles.model import Part
 from profiles.ops import Num
 from profiles.pointwise import Pointwise
 from simulator.adapters import trained_items
-from simulator.states import buffer_bytes, part_states, update_bytes
+from simulator.states import buffer_bytes, copies_gradients, part_states, update_bytes
 from simulator.strategy import Strategy
 from simulator.workload import PartWork, Workload, shape_of
 
@@ -60,13 +60,15 @@ class PartBytes:
 
 class Pieces(NamedTuple):
     """The bytes of a strategy (or of a batch): of its parts, of one tensor between stages, of flat buffers of collectives;
-    its micro-batches, and whether gradients appear while activations go: those of a single one that are not kept for good."""
+    its micro-batches, whether gradients appear while activations go (those of a single one that are not kept for good), and
+    whether the update frees them."""
 
     parts: dict[Part, PartBytes]
     send: Num
     buckets: Num
     num_microbatches: Num
     single: Num
+    copies: bool
 
     def values(self) -> Iterator[Num]:
         """Return all that may be an array."""
@@ -90,6 +92,7 @@ def pieces_of(workload: Workload) -> Pieces:
         parts={part: part_bytes(workload, part) for part in workload.parts}, send=workload.send.bytes,
         buckets=buffer_bytes(strategy).buckets, num_microbatches=strategy.num_microbatches,
         single=(np.asarray(strategy.num_microbatches) == 1) & strategy.software.late_gradients,
+        copies=copies_gradients(strategy),
     )
 
 

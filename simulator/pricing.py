@@ -9,11 +9,13 @@ import numpy as np
 
 from profiles.collectives import Collective
 from profiles.cost import Cost, CostModel
+from profiles.host import copy_s, host_update_s
 from profiles.model import Part
-from profiles.ops import Kernel, Num
+from profiles.ops import ELEMENT_BYTES, Kernel, Num
 from simulator.layout import covered_parts, ranks_per_node
 from simulator.networks import build_fabric, contention
 from simulator.software import Software
+from simulator.states import leaves_each_time, offloaded
 from simulator.strategy import Strategy
 from simulator.workload import PartWork, Work, Workload
 
@@ -200,9 +202,13 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
         whole = (replace(c, bytes=parts * c.bytes) for c in collectives)
         return sum(_collective(c, strategy, cost, engine).seconds for c in whole) / parts
 
+    gather_s, update_s = group_s(part.gather, "fsdp"), _update_s(part, strategy, cost)
+    if np.any(offloaded(strategy).moments):
+        gather_s = gather_s + _fetch_s(part, strategy, cost)
+        update_s = _offloaded_update_s(part, strategy, cost, update_s, backward.total_s)
     return PartSeconds(
-        forward=forward, backward=backward, weight=weight, gather_s=group_s(part.gather, "fsdp"),
-        reduce_s=group_s(part.reduce, "fsdp", part.bucket), update_s=_update_s(part, strategy, cost),
+        forward=forward, backward=backward, weight=weight, gather_s=gather_s,
+        reduce_s=group_s(part.reduce, "fsdp", part.bucket), update_s=update_s,
         regather_s=group_s(part.regather, "", part.bucket),
     )
 
@@ -215,6 +221,42 @@ def _update_s(part: PartWork, strategy: Strategy, cost: CostModel) -> Num:
         if np.any(used):
             seconds = np.where(used, cost.update(part.update, engine).seconds, seconds)
     return seconds
+
+
+def _fetch_s(part: PartWork, strategy: Strategy, cost: CostModel) -> Num:
+    """Return the copy of a part's shards of weights from the host, where these lie there, in front of a gather."""
+    if strategy.software.offloads_with != "weights":
+        return 0.0
+    shard = part.params / strategy.shards + part.expert_params / strategy.expert_replicas
+    width = strategy.software.master_bytes or ELEMENT_BYTES[strategy.dtype]
+    fetched = np.asarray(strategy.zero) >= 2
+    return copy_s(cost.cluster, fetched * width * shard * offloaded(strategy).updated)
+
+
+def _offloaded_update_s(part: PartWork, strategy: Strategy, cost: CostModel, device_s: Num, backward_s: Num) -> Num:
+    """Return what the update of a part adds to a step where some of its states lie in host memory.
+
+    What the host updates (x of n parameters): x n gradients down, Adam, x n weights up. What the device updates: states up,
+    the update, states down. One after the other, or the longest of the three where they run beside one another; gradients
+    that travel beside backward take what that leaves of them (arXiv 2101.06840, section 4.1). Never less than on the device
+    alone: what stays there is updated before.
+    """
+    away, software, update = offloaded(strategy), strategy.software, part.update
+    (n,), beside = update.size, software.offload_overlap
+    down_s = copy_s(cost.cluster, software.grad_bytes * n * away.updated)
+    up_s = copy_s(cost.cluster, ELEMENT_BYTES[strategy.dtype] * n * away.updated)
+    if software.offloads_with == "weights":
+        # FSDP copies them in front of each gather, and all of a single replica once a step
+        up_s = np.where(np.asarray(strategy.zero) >= 2, 0.0, up_s)
+    hosted_s = np.maximum(host_update_s(cost.cluster, update.moved_bytes * away.updated), device_s * away.updated)
+    if beside == "backward":
+        times = strategy.num_microbatches if software.offloads_with != "states" else 1
+        times = np.where(leaves_each_time(strategy), times, 1)
+        down_s = times * np.maximum(0.0, down_s - backward_s)
+    one_way_s = copy_s(cost.cluster, (software.moment_bytes * away.moments + software.master_bytes * away.master) * n)
+    streamed_s = device_s + 2 * one_way_s if beside == "none" else np.maximum(device_s, one_way_s)
+    on_host_s = np.maximum(np.maximum(down_s, up_s), hosted_s) if beside == "parts" else down_s + hosted_s + up_s
+    return np.where(np.asarray(away.updated) > 0, device_s * (1 - away.updated) + on_host_s, streamed_s)
 
 
 def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Seconds, Seconds, Seconds]:

@@ -23,8 +23,11 @@ REPEATED = ("core_attn", "layernorm", "mla_up_proj", "moe_act", "shared_experts"
 
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 _MODULE = "|".join(REPEATED)
+OFFLOADS = "moments|states|optimizer"
 Modules = Annotated[str, Field(pattern=f"^(({_MODULE})(,({_MODULE}))*)?$")]
 """Names out of `REPEATED` with commas between them, or nothing."""
+Offloads = Annotated[str, Field(pattern=f"^(({OFFLOADS})(,({OFFLOADS}))*)?$")]
+"""Ways to offload (`strategy.OFFLOAD`) with commas between them, or nothing."""
 
 
 def one_of(*words: str) -> GetPydanticSchema:
@@ -76,6 +79,12 @@ class Software:
     makes of each updated parameter's gradient where it is narrower than fp32: flat and fp32 copies, the optimizer's
     temporaries. `bucket_bytes`: flat buffers of collectives.
 
+    Offload to the host. `offloads`: which ways the framework has (`strategy.OFFLOAD`), with commas between them. Where it is
+    the optimizer, `offloads_with` says what lies there with its states: nothing more (states), each step's sums of gradients
+    too (gradients; under ZeRO-2 and 3 without a pipeline, else they wait on the device), or these and the sharded weights,
+    which are copied in front of each gather (weights). `offload_overlap`: copies and the update follow one another (none),
+    run beside one another part by part (parts), or gradients travel beside backward (backward).
+
     Pipeline. `layer_split`: stages get layers evenly (even), with those left over on the last ones (late), or by cost,
     the head counted.
     """
@@ -123,6 +132,9 @@ class Software:
     keeps_low_gradients: bool = False
     update_bytes: NonNegative = 0.0
     bucket_bytes: NonNegative = 0.0
+    offloads: Offloads = "optimizer"
+    offloads_with: Annotated[str, one_of("states", "gradients", "weights")] = "weights"
+    offload_overlap: Annotated[str, one_of("none", "parts", "backward")] = "backward"
     source: str = "measured on Headway's own engine"
 
     def bytes_per_logit(self, dtype: str, tp: Num) -> Num:

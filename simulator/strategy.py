@@ -15,6 +15,9 @@ from simulator.software import TORCH, Software
 
 RECOMPUTE = ("none", "selective", "full")
 CONTEXT = ("ring", "all_gather", "ulysses")
+OFFLOAD = ("none", "moments", "states", "optimizer")
+"""What lies in host memory between steps: nothing; both moments, or they and the main weights, which travel to the device
+for its update and back; or the optimizer, which updates them there, from gradients that travel to it."""
 LORA_TARGETS = ("attention", "all")
 MATMUL_TYPES = {
     "fp32": ("fp32", ""), "bf16": ("bf16", ""), "fp16": ("fp16", ""), "fp8": ("bf16", "fp8"),
@@ -36,7 +39,8 @@ class Strategy:
     `sequence_parallel` the residual stream is sharded over tp. cp splits the sequence, its keys travelling by
     `context` (ring, all_gather, ulysses). ep and etp lay experts over the ranks of dp, cp and tp. `recompute`: none;
     selective repeats what the software names; full keeps only each layer's input; `recompute_share` of the layers do
-    so. `chunks` of layers a stage (interleaved pipelines). `num_microbatches` is per data-parallel rank and step.
+    so. `offload` puts a share of the optimizer's states (`offload_share`) into host memory (`OFFLOAD`; ZeRO-Offload, arXiv
+    2101.06840). `chunks` of layers a stage (interleaved pipelines). `num_microbatches` is per data-parallel rank and step.
     `lora_rank`: all weights are frozen, and low-rank adapters beside the linear maps of `lora_targets` are trained (Hu et
     al., arXiv 2106.09685; 0: all weights are trained). `order` lays the axes on the machine, innermost first
     ('tp-cp-dp-pp'; empty: that). `layers` of each stage in the order of the model, like '7-8-8-7' (empty: as the software
@@ -55,6 +59,8 @@ class Strategy:
     sequence_parallel: Num = True
     recompute: Any = "none"
     recompute_share: Num = 1.0
+    offload: Any = "none"
+    offload_share: Num = 1.0
     precision: str = "bf16"
     context: str = "ring"
     order: Any = ""
@@ -152,6 +158,9 @@ class Strategy:
             parts.insert(1, f"{self.schedule}{chunks}")
         if self.layers:
             parts.insert(2, f"layers {brief_layers(self.layers)}")
+        if self.offload != "none":
+            share = f" of {self.offload_share:g}" if self.offload_share != 1 else ""
+            parts.append(f"offload {self.offload}{share}")
         if self.cp != 1:
             parts.append(f"keys by {self.context.replace('_', '-')}")
         if self.order:
