@@ -71,6 +71,8 @@ def _reasons(strategy: Strategy, model: ModelSpec, device_type: str, table: Tabl
         yield f"lora_rank={strategy.lora_rank}: the engine trains all weights and has no adapters"
     if strategy.recompute != "none" and strategy.recompute_share != 1:
         yield f"recompute_share={strategy.recompute_share}: the engine recomputes all layers or none"
+    if strategy.offload != "none":
+        yield f"offload={strategy.offload}: the engine keeps its optimizer's states on the device"
     yield from _blocks(model)
     yield from _sizes(strategy, model)
     yield from _pipeline(strategy, model, table)

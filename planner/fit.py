@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from planner.differences import ASKED, differences
+from planner.offloading import offload_ways
 from planner.predict import Prediction, predict
 from planner.question import Question
 from planner.rules import first_broken, illegal_reason, num_experts
@@ -161,6 +162,7 @@ def _moves(question: Question, strategy: Strategy) -> list[Move]:
         moves += [_doubled(axis, "") for axis in ("dp", *AXES)]
     moves += [_set(zero=level) for level in range(int(strategy.zero) + 1, 4)]
     moves += [_set(recompute=kind, recompute_share=1.0) for kind in RECOMPUTE[1:]]
+    moves += [_set(offload=way, offload_share=1.0) for way in offload_ways(question) if way != strategy.offload]
     sizes = {int(strategy.micro_batch) // 2, 1} - {0, int(strategy.micro_batch)}
     moves += [_set(micro_batch=size) for size in sorted(sizes, reverse=True)]
     moves += [_set(sequence_parallel=True), _set(chunks=1, schedule="1F1B", layers="")]

@@ -22,7 +22,7 @@ from simulator.layout import check_order
 from simulator.run.training import MODES
 from simulator.schedules import SCHEDULES
 from simulator.software import Software, software_from
-from simulator.strategy import CONTEXT, MATMUL_TYPES, PRECISIONS, RECOMPUTE, Strategy
+from simulator.strategy import CONTEXT, MATMUL_TYPES, OFFLOAD, PRECISIONS, RECOMPUTE, Strategy
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -325,6 +325,8 @@ CHOSEN: dict[str, Input] = {
     "sequence_parallel": _chosen("sequence_parallel", "sequence parallelism", "flag"),
     "recompute": _chosen("recompute", "recomputation", "word", axis="recompute", words=RECOMPUTE),
     "recompute_share": _chosen("recompute_share", "share of the layers that recompute", "ratio"),
+    "offload": _chosen("offload", "optimizer's states in host memory", "word", axis="offload", words=OFFLOAD),
+    "offload_share": _chosen("offload_share", "share of these that is there", "ratio"),
     "micro_batch": _chosen("micro_batch", "sequences of a micro-batch", axis="micro_batch"),
     "chunks": _chosen("chunks", "chunks of layers a pipeline rank", axis="chunks"),
     "schedule": _chosen("schedule", "pipeline schedule", "word", axis="schedule", words=tuple(SCHEDULES)),

@@ -32,11 +32,8 @@ def no_offload(s: Strategy, q: Question) -> str:
 
 def offload_ways(q: Question) -> tuple[str, ...]:
     """Return the ways to offload that a question's framework has, where its cluster states a host."""
-    return tuple(way for way in OFFLOAD[1:] if way in _ways(q) and has_host(q.cluster))
-
-
-def _ways(q: Question) -> list[str]:
-    return q.software.offloads.split(",")
+    ways = q.software.offloads.split(",")
+    return tuple(way for way in OFFLOAD if way in ways and has_host(q.cluster))
 
 
 def _conditions(s: Strategy, q: Question) -> Iterator[tuple[Num, str]]:

@@ -29,7 +29,7 @@ from profiles.hardware import Cluster, Price, load_cluster, with_num_gpus
 from simulator.layout import check_order
 from simulator.schedules import SCHEDULES
 from simulator.software import software_from
-from simulator.strategy import CONTEXT, LORA_TARGETS, PRECISIONS, RECOMPUTE, Strategy
+from simulator.strategy import CONTEXT, LORA_TARGETS, OFFLOAD, PRECISIONS, RECOMPUTE, Strategy
 
 SCHEMA = "headway.plan/1"
 
@@ -69,6 +69,8 @@ class StrategyFile(_Strict):
     sequence_parallel: bool = True
     recompute: str = "none"
     recompute_share: float = Field(default=1.0, ge=0, le=1)
+    offload: str = "none"
+    offload_share: float = Field(default=1.0, gt=0, le=1)
     precision: str = "bf16"
     context: str = "ring"
     order: str = ""
@@ -88,10 +90,10 @@ class StrategyFile(_Strict):
     def _axes(cls, value: str) -> str:
         return check_order(value)
 
-    @field_validator("recompute", "precision", "context", "schedule", "lora_targets")
+    @field_validator("recompute", "offload", "precision", "context", "schedule", "lora_targets")
     @classmethod
     def _known(cls, value: str, info: Any) -> str:
-        known = {"recompute": RECOMPUTE, "precision": PRECISIONS, "context": CONTEXT,
+        known = {"recompute": RECOMPUTE, "offload": OFFLOAD, "precision": PRECISIONS, "context": CONTEXT,
                  "schedule": tuple(SCHEDULES), "lora_targets": LORA_TARGETS}
         if value not in known[info.field_name]:
             raise ValueError(f"must be one of {', '.join(known[info.field_name])}")

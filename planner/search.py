@@ -197,7 +197,8 @@ class _Tally:
             if not left.all():
                 self.counts[OFFLOAD_RULE] += int((~left).sum())
                 i, j = (int(found[0]) for found in np.nonzero(~left))
-                self._reject(OFFLOAD_RULE, _with(offloaded.pick(j), block.pipes[i]), _fits_anyway(way, _with(cells.pick(j), block.pipes[i])))
+                one = _with(offloaded.pick(j), block.pipes[i])
+                self._reject(OFFLOAD_RULE, one, f"fits without offload {way}, which makes nothing faster")
             fits = self._add_legal(block.question, offloaded, block.pipes, left)
             if way == "none":
                 left = ~fits
@@ -339,10 +340,6 @@ def _lacks(candidate: Candidate) -> str:
 
 def _first(candidates: list[Candidate], num: int) -> list[Candidate]:
     return sorted(candidates, key=lambda c: (c.seconds, c.peak_bytes))[:num]
-
-
-def _fits_anyway(way: str, plain: Strategy) -> str:
-    return f"offload {way} of what fits without it would be no faster: {plain.describe()}"
 
 
 def _with(cells: Strategy, pipe: PipeChoice) -> Strategy:

@@ -121,7 +121,7 @@ def _axes(scenario: Scenario, values: dict[str, Any]) -> Axes:
     for name in values:
         axis, value = INPUTS[name].axis, INPUTS[name].read(scenario)
         if axis:
-            axes[axis] = ({"zero": (value, 0), "recompute": (value, 1.0)}.get(axis, value),)
+            axes[axis] = ({"zero": (value, 0), "recompute": (value, 1.0), "offload": (value, 1.0)}.get(axis, value),)
     return axes
 
 

@@ -18,6 +18,7 @@ from profiles.accelerators import (
     RatioFile,
     Strict,
     above_zero,
+    figure_of,
     load_accelerator,
     mixed_accelerator,
     positive,
@@ -182,9 +183,7 @@ def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
 
 
 def _link(file: LinkFile, field: str) -> Link:
-    value = parse(file.bandwidth.value, "bytes_per_s", f"{field}.bandwidth")
-    if value == 0:
-        raise BadInput(f"{field}.bandwidth: must be more than zero (is {file.bandwidth.value!r})")
+    value = figure_of(file.bandwidth, "bytes_per_s", f"{field}.bandwidth")
     latency_s = parse(file.latency.value, "s", f"{field}.latency") if file.latency else 0.0
     return Link(name=file.name, bytes_per_s=value, source=file.bandwidth.source, latency_s=latency_s,
                 share=above_zero(file.share, f"{field}.share"))

@@ -25,7 +25,6 @@ TOKENS = 1e12
 """Token budget of the question: it sets days only, which no row states."""
 NOT_PRICED = (
     ("other_notes", r"CPU offload", "activations offloaded to the host are not priced"),
-    ("zero_detail", r"CPU offload", "states offloaded to the host are not priced"),
     ("other_notes", r"\bMuon\b", "the Muon optimizer is not priced"),
     ("other_notes", r"step fused into backward", "an optimizer step inside backward is not priced"),
 )
@@ -97,6 +96,7 @@ def strategy_of(row: Row) -> Strategy:
         dp=dp, tp=tp, cp=cp, pp=row.whole("pp") or 1, ep=row.whole("ep") or 1, etp=_etp(row),
         zero=(row.whole("zero_stage") or 0) if dp * cp > 1 else 0, shard_group=_shard_group(row),
         sequence_parallel=tp > 1 and bool(row.flag("sequence_parallel")), **_recompute(row), precision=precision,
+        offload="optimizer" if re.search(r"CPU offload of optimizer", row.text("zero_detail")) else "none",
         context="all_gather" if software.name.startswith("torchtitan") else "ring",
         schedule="Interleaved1F1B" if chunks > 1 else "1F1B", chunks=chunks, micro_batch=micro_batch,
         num_microbatches=(row.whole("global_batch") or 1) // (dp * micro_batch), seq_len=row.whole("seq_len") or 1,

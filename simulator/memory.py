@@ -202,8 +202,8 @@ def _rank_peak(
     update = _times(every, "in_update")
     if np.any(update):
         # what copies narrow gradients for the update frees them
-        there = 0.0 if pieces.copies else gradients
-        peaks.append({"activations": left, "transient": update, "gathered": 0.0, "gradients": there})
+        kept = 0.0 if pieces.copies else gradients
+        peaks.append({"activations": left, "transient": update, "gathered": 0.0, "gradients": kept})
     states = {name: _times(every, name) for name in ("weights", "optimizer")}
     peak = states | reduce(_fuller, peaks)
     peak["gathered"] = peak["gathered"] + pieces.buckets

@@ -100,7 +100,6 @@ IMPOSSIBLE = [
     ({"workload": "dpo"}, "workload: dpo is not priced"),
     ({"step_time_s": ""}, "no measured step time or peak memory"),
     ({"other_notes": "activation CPU offload of 3 layers"}, "activations offloaded to the host are not priced"),
-    ({"zero_detail": "with CPU offload of optimizer"}, "states offloaded to the host are not priced"),
     ({"other_notes": "record 4; Muon + AdamW"}, "the Muon optimizer is not priced"),
     ({"recompute": "", "vocab": ""}, "missing: vocab, recompute"),
     ({"gated_mlp": ""}, "missing: gated_mlp"),

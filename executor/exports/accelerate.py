@@ -64,6 +64,11 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield f"recompute=full with zero={s.zero}: Accelerate checkpoints layers under FSDP only (zero=2 or 3)"
     if s.recompute != "none" and s.recompute_share != 1:
         yield f"recompute_share={s.recompute_share}: Accelerate checkpoints all layers or none"
+    if s.offload not in ("none", "optimizer"):
+        yield f"offload={s.offload}: FSDP2 offloads weights, gradients and the optimizer's states together (offload=optimizer)"
+    if s.offload == "optimizer" and (not _sharded(plan) or s.offload_share != 1):
+        yield (f"offload={s.offload} with zero={s.zero} and offload_share={s.offload_share}: Accelerate offloads all that FSDP "
+               "shards (zero=2 or 3)")
     if s.lora_rank:
         yield f"lora_rank={s.lora_rank}: Accelerate's configuration has no adapters; they are put in by code (peft)"
     if not laid_out(s, "tp-cp-dp-pp"):
@@ -96,7 +101,7 @@ def _config(plan: Plan) -> dict[str, Any]:
             "fsdp_auto_wrap_policy": "TRANSFORMER_BASED_WRAP",
             "fsdp_activation_checkpointing": s.recompute == "full",
             "fsdp_state_dict_type": "SHARDED_STATE_DICT",
-        }
+        } | ({"fsdp_offload_params": True} if s.offload == "optimizer" else {})
         config["parallelism_config"] = {
             "parallelism_config_dp_replicate_size": int(s.replicas // s.shards),
             "parallelism_config_dp_shard_size": int(s.shards // s.cp),

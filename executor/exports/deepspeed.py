@@ -47,6 +47,12 @@ def _refusals(plan: Plan) -> Iterator[str]:
     if s.recompute != "none" and s.recompute_share != 1:
         yield (f"recompute_share={s.recompute_share}: DeepSpeed checkpoints the layers that the model's code names, all or "
                "none here")
+    if s.offload not in ("none", "optimizer"):
+        yield f"offload={s.offload}: DeepSpeed offloads the optimizer with its states (offload=optimizer)"
+    if s.offload == "optimizer" and not s.zero and s.replicas > 1:
+        yield f"offload={s.offload} with zero={s.zero}: DeepSpeed offloads what ZeRO shards (zero=1, 2 or 3)"
+    if s.offload == "optimizer" and s.offload_share != 1 and s.zero != 3:
+        yield f"offload_share={s.offload_share} with zero={s.zero}: DeepSpeed offloads a part of the optimizer at zero=3 only"
     if s.lora_rank:
         yield f"lora_rank={s.lora_rank}: DeepSpeed's JSON has no adapters; they are put in by code (peft)"
     if not laid_out(s, "tp-cp-dp-pp"):
@@ -83,6 +89,11 @@ def _zero(plan: Plan) -> dict[str, Any]:
     zero: dict[str, Any] = {"stage": int(s.zero)}
     if s.zero:
         zero["overlap_comm"] = s.software.grad_reduce
+    if s.offload == "optimizer":
+        # one replica has nothing to shard, and offloads gradients as ZeRO-2 does
+        zero["stage"] = int(s.zero) if s.replicas > 1 else 2
+        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": True} | (
+            {"ratio": float(s.offload_share)} if s.offload_share != 1 else {})
     return zero
 
 

@@ -72,6 +72,12 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield (f"recompute_share={s.recompute_share}: Megatron recomputes the same whole number of layers on each stage, and "
                "that is no "
                f"such share of stages with {', '.join(map(str, sorted(set(_stage_layers(plan)))))} layers")
+    if s.offload == "moments":
+        yield "offload=moments: Megatron offloads moments and main weights together (offload=states)"
+    if s.offload == "states" and s.offload_share != 1:
+        yield f"offload_share={s.offload_share} with offload=states: Megatron-Core 0.16 offloads all of them"
+    if s.offload != "none" and s.zero != 1:
+        yield f"offload={s.offload} with zero={s.zero}: Megatron offloads what its distributed optimizer holds (zero=1)"
     if s.lora_rank:
         yield (f"lora_rank={s.lora_rank}: Megatron-LM's arguments have no adapters, and Megatron-Bridge takes them in a Python "
                "recipe "
@@ -122,7 +128,8 @@ def _config(plan: Plan) -> dict[str, Any]:
         "train": {"micro_batch_size": int(s.micro_batch), "global_batch_size": int(s.global_batch),
                   "train_iters": num_steps(plan)},
         "ddp": _ddp(plan),
-        "optimizer": {"bf16": s.dtype == "bf16", "fp16": s.dtype == "fp16", "use_distributed_optimizer": s.zero > 0},
+        "optimizer": {"bf16": s.dtype == "bf16", "fp16": s.dtype == "fp16", "use_distributed_optimizer": s.zero > 0
+                      } | _offload(plan),
         "dataset": {"sequence_length": s.seq_len},
         "dist": {"use_tp_pp_dp_mapping": _swapped(plan), "use_megatron_fsdp": s.zero >= 2},
     }
@@ -131,6 +138,16 @@ def _config(plan: Plan) -> dict[str, Any]:
     if s.precision != "fp32":
         config["mixed_precision"] = BRIDGE_PRECISION[s.precision]
     return config
+
+
+def _offload(plan: Plan) -> dict[str, Any]:
+    s = plan.strategy
+    if s.offload == "states":
+        return {"offload_optimizer_states": True}
+    return {} if s.offload == "none" else {
+        "optimizer_cpu_offload": True, "optimizer_offload_fraction": float(s.offload_share), "use_precision_aware_optimizer": True,
+        "overlap_cpu_optimizer_d2h_h2d": s.software.offload_overlap == "parts",
+    }
 
 
 def _for_bridge(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -89,6 +89,11 @@ def _refusals(plan: Plan) -> Iterator[str]:
         yield f"precision={s.precision}: torchtitan 0.3.0 trains in {', '.join(PRECISIONS)}{more}"
     if s.precision == "nvfp4" and num_experts(model):
         yield "precision=nvfp4: torchtitan 0.3.0 converts linear layers to it, not experts"
+    if s.offload not in ("none", "optimizer"):
+        yield f"offload={s.offload}: FSDP2 offloads weights, gradients and the optimizer's states together (offload=optimizer)"
+    if s.offload == "optimizer" and (s.zero < 2 or s.offload_share != 1):
+        yield (f"offload={s.offload} with zero={s.zero} and offload_share={s.offload_share}: torchtitan offloads all that FSDP "
+               "shards (zero=2 or 3)")
     yield from _layers(plan)
     if not laid_out(s, "tp-cp-dp-pp"):
         yield f"order={s.order}: torchtitan lays ranks out as tp-cp-dp-pp, innermost first, and has no setting for it"
@@ -184,7 +189,7 @@ def _training(plan: Plan) -> dict[str, Any]:
         "steps": num_steps(plan),
         "mixed_precision_param": PRECISIONS[s.precision],
         "disable_cuda_graphs": s.software.graphs == "none",
-    }
+    } | ({"enable_cpu_offload": True} if s.offload == "optimizer" else {})
 
 
 def _parallelism(plan: Plan) -> dict[str, Any]:

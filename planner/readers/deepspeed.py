@@ -57,7 +57,6 @@ def read(text: str, origin: str, with_model: bool = True) -> Reading:
     open_ends = tuple(name for name, value in flat.items() if value == AUTO)
     stated = Stated({name: value for name, value in flat.items() if value != AUTO}, origin)
     stated.refuse(UNPRICED, TAKE_OUT)
-    _check_offload(stated)
     options: dict[str, Any] = {option: stated.whole(name, least=1) for name, option in SIZES.items() if name in stated.left}
     steps = stated.whole("gradient_accumulation_steps", 0 if len(options) == 2 else 1, 0)
     if "gradient_accumulation_steps" in open_ends:
@@ -65,7 +64,7 @@ def read(text: str, origin: str, with_model: bool = True) -> Reading:
     zero = stated.whole("zero_optimization.stage")
     if zero > 3:
         raise stated.fault("zero_optimization.stage", f"must be 0 to 3 (is {zero})")
-    options |= {"zero": zero, "precision": _precision(stated, open_ends)}
+    options |= {"zero": zero, "precision": _precision(stated, open_ends)} | _offload(stated, zero)
     tp = stated.whole("tensor_parallel.autotp_size", 1, 0)
     if tp > 1:
         options |= {"tp": tp, "sequence_parallel": False}
@@ -83,15 +82,23 @@ def read(text: str, origin: str, with_model: bool = True) -> Reading:
                    notes=tuple(notes), ignored=ignored, unknown=unknown)
 
 
-def _check_offload(stated: Stated) -> None:
-    for name in ("offload_optimizer", "offload_param"):
-        field = f"zero_optimization.{name}.device"
-        device = stated.text(field, "none")
-        if device not in ("none", "None"):
-            raise stated.fault(field, f"offload to {device} is not priced; take {name} out to price the run without")
-    for name in ("cpu_offload", "cpu_offload_params", "cpu_offload_param"):
+def _offload(stated: Stated, zero: int) -> dict[str, Any]:
+    """Return the optimizer's offload; DeepSpeed shares it between host and device at stage 3 only (ZeRO-Offload++)."""
+    devices = {name: stated.text(f"zero_optimization.{name}.device", "none").lower()
+               for name in ("offload_optimizer", "offload_param")}
+    if devices["offload_param"] != "none":
+        raise stated.fault("zero_optimization.offload_param.device",
+                           "weights offloaded to the host are not priced; take offload_param out to price the run without")
+    if devices["offload_optimizer"] not in ("none", "cpu"):
+        raise stated.fault("zero_optimization.offload_optimizer.device", f"offload to {devices['offload_optimizer']} is not "
+                           "priced; take offload_optimizer out to price the run without")
+    for name in ("cpu_offload_params", "cpu_offload_param"):
         if stated.flag(f"zero_optimization.{name}"):
-            raise stated.fault(f"zero_optimization.{name}", f"offload to the host is not priced; {TAKE_OUT}")
+            raise stated.fault(f"zero_optimization.{name}", f"weights offloaded to the host are not priced; {TAKE_OUT}")
+    share = stated.number("zero_optimization.offload_optimizer.ratio", 1.0, 0.0)
+    if not stated.flag("zero_optimization.cpu_offload", devices["offload_optimizer"] == "cpu") or share == 0:
+        return {}
+    return {"offload": "optimizer"} | ({"offload_share": share} if zero == 3 else {})
 
 
 def _precision(stated: Stated, open_ends: tuple[str, ...]) -> str:

@@ -22,8 +22,8 @@ SOFTWARE = "megatron-lm-2025"
 """The generation of the catalogue whose memory and overlap the arguments then change."""
 
 UNPRICED = {
-    "cpu-offloading*": "offload to the host is not priced", "optimizer-cpu-offload": "offload to the host is not priced",
-    "fine-grained-activation-offloading": "offload to the host is not priced",
+    "cpu-offloading*": "activations offloaded to the host are not priced",
+    "fine-grained-activation-offloading": "activations offloaded to the host are not priced",
     "distribute-saved-activations": "activations spread over tp ranks are not priced",
     "pipeline-model-parallel-layout": "a layout of stages by letters is not read; give --layers",
     "hierarchical-context-parallel-sizes": "context parallelism in two levels is not priced",
@@ -52,7 +52,8 @@ IGNORED = (
     "local-rank", "use-distributed-optimizer", "multiprocessing-*", "mtp-loss-*", "make-vocab-size-divisible-by",
     "window-attn-*", "decoder-seq-length", "te-rng-tracker", "cuda-graph-warmup-steps", "disable-msc", "enable-msc",
     "no-one-logger", "one-logger-*", "pretrained-checkpoint", "init-model-with-meta-device", "use-nccl-ub",
-    "fsdp-manual-registration",
+    "fsdp-manual-registration", "optimizer-state-offload-chunk-size-mb", "use-torch-optimizer-for-cpu-offload",
+    "pin-cpu-*", "no-pin-cpu-*",
 )
 """Globs of arguments that change neither memory nor the time of a step, beyond what Headway can tell."""
 
@@ -91,7 +92,9 @@ def read(text: str, origin: str, with_model: bool = True) -> Reading:
     if not options["seq_len"]:
         raise stated.fault("seq-length", "is missing")
     options["precision"] = _precision(stated)
-    changes = _changes(stated, options)
+    offload, copies_beside = _offload(stated)
+    options |= offload
+    changes = _changes(stated, options) | copies_beside
     stated.left |= {"num-layers": num_layers, "seq-length": options["seq_len"]}
     source = f"arguments in {Path(origin).name}"
     model = model_of(stated, Path(origin).stem, options["tp"], source) if with_model else None
@@ -244,6 +247,21 @@ def _changes(stated: Stated, options: dict[str, Any]) -> dict[str, Any]:
     if modules:
         found["repeats"] = ",".join(modules)
     return found | _optimizer(stated)
+
+
+def _offload(stated: Stated) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Return what is offloaded, and whether its copies run beside the update."""
+    hosted, share = stated.flag("optimizer-cpu-offload"), stated.number("optimizer-offload-fraction", 1.0, 0.0)
+    beside = {"offload_overlap": "parts"} if stated.flag("overlap-cpu-optimizer-d2h-h2d") else {}
+    whole, chunked = stated.flag("offload-optimizer-states"), stated.flag("chunked-optimizer-state-offload")
+    streamed = stated.number("optimizer-state-offload-fraction", 1.0, 0.0)
+    if hosted and share:
+        return {"offload": "optimizer", "offload_share": share}, beside
+    if whole or (chunked and streamed):
+        # chunks travel beside the update of others
+        return {"offload": "states", "offload_share": streamed if chunked else 1.0}, (
+            {"offload_overlap": "parts"} if chunked and not whole else {})
+    return {}, {}
 
 
 def _graphs(stated: Stated) -> str:

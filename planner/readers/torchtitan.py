@@ -30,8 +30,7 @@ LOOPED_CHUNKS = 2
 """Stages of a rank where a looped schedule states no number (torchtitan/distributed/pipeline_parallel.py)."""
 
 UNPRICED = {
-    "training.enable_cpu_offload": "offload to the host is not priced",
-    "activation_offload.*": "offload to the host is not priced", "activation_checkpoint.enable_cpu_offload": "is not priced",
+    "activation_offload.*": "activations offloaded to the host are not priced", "activation_checkpoint.enable_cpu_offload": "is not priced",
     "optimizer.early_step_in_backward": "an optimizer step inside backward is not priced",
     "parallelism.pipeline_parallel_schedule_csv": "give the table to `headway simulate --schedule`",
     "parallelism.module_fqns_per_model_part": "stages of one's own are not read; give --layers",
@@ -69,6 +68,8 @@ def read(text: str, origin: str, with_model: bool = True) -> Reading:
     precision, changes = _precision(stated)
     options, copies = _degrees(stated)
     options |= _stages(stated, options["pp"], model, notes) | _recompute(stated, notes)
+    if stated.flag("training.enable_cpu_offload"):
+        options["offload"] = "optimizer"
     options |= {"precision": precision, "seq_len": stated.whole("training.seq_len", 2048, 1)}
     changes |= _compiled(stated)
     if stated.flag("parallelism.enable_async_tensor_parallel"):
