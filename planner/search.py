@@ -198,7 +198,7 @@ class _Tally:
                 self.counts[OFFLOAD_RULE] += int((~left).sum())
                 i, j = (int(found[0]) for found in np.nonzero(~left))
                 one = _with(offloaded.pick(j), block.pipes[i])
-                self._reject(OFFLOAD_RULE, one, f"fits without offload {way}, which makes nothing faster")
+                self._reject(OFFLOAD_RULE, one, f"it fits with offload_share 0: offload {way} would make it no faster")
             fits = self._add_legal(block.question, offloaded, block.pipes, left)
             if way == "none":
                 left = ~fits

@@ -169,8 +169,12 @@ class Accuracy:
 
     @property
     def share_not_fitting(self) -> float | None:
-        """Return the share of runs that ran and are predicted not to fit."""
-        return float(np.mean([not o.fits for o in self.outcomes])) if self.outcomes else None
+        """Return the share of runs that ran and are predicted not to fit.
+
+        Those that offload may have offloaded activations, too, which is not priced.
+        """
+        judged = [o for o in self.outcomes if o.family != OFFLOADED]
+        return float(np.mean([not o.fits for o in judged])) if judged else None
 
 
 GROUPINGS: dict[str, Callable[[Outcome], str]] = {
@@ -234,7 +238,7 @@ def outcome_of(row: Row, laws: Laws = fitted_laws, loso: Laws | None = None) -> 
     tokens = tokens_per_step(row)
     kind, peak_bytes = _peak(row, prediction)
     return Outcome(
-        id=row.id, source=row.text("source"), model=question.model.name, family=family_of(question),
+        id=row.id, source=row.text("source"), model=question.model.name, family=family_of(question, strategy),
         gpu=row.text("gpu"), num_gpus=question.cluster.num_gpus, precision=strategy.precision, trust=row.text("trust"),
         full=row.text("full_strategy") == "1", strategy=strategy.describe(), software=strategy.software.name,
         set_key=_set_key(row, strategy), tokens_per_step=tokens, measured_s=measured_s,
@@ -249,11 +253,16 @@ def outcome_of(row: Row, laws: Laws = fitted_laws, loso: Laws | None = None) -> 
 
 ADAPTERS = "adapters"
 """Family of runs that train adapters beside frozen weights."""
+OFFLOADED = "states in host memory"
+"""Family of runs that offload."""
 
 
-def family_of(question: Question) -> str:
-    """Return the kind of model: dense, with experts, with latent attention, hybrid; adapters where only these are trained."""
+def family_of(question: Question, strategy: Strategy) -> str:
+    """Return the kind of model: dense, with experts, with latent attention, hybrid; adapters where only these are trained, and
+    states in host memory where there are any."""
     kinds = question.model.kinds
+    if strategy.offload != "none":
+        return OFFLOADED
     if question.lora_rank:
         return ADAPTERS
     if any(isinstance(k.mixer, StateSpace) for k in kinds):

@@ -72,8 +72,8 @@ def _fit(
 def _measured(row: Row) -> Measured | None:
     found, step_s = as_question(row), measured_step_s(row)
     weight = TRUST_WEIGHTS.get(row.text("trust"), 1.0) * (1.0 if row.text("full_strategy") != "0" else PARTLY_STATED)
-    # adapters are priced by the laws of whole models, and show whether these carry over
-    if isinstance(found, Skipped) or step_s is None or weight == 0 or found[1].lora_rank:
+    # adapters are priced by the laws of whole models, what offload adds by data sheets, and both show whether these carry over
+    if isinstance(found, Skipped) or step_s is None or weight == 0 or found[1].lora_rank or found[1].offload != "none":
         return None
     return Measured(
         id=row.id, question=found[0], strategy=found[1], step_s=step_s, source=row.text("source"), weight=weight

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from reports.accuracy import ADAPTERS, Accuracy, Group, Outcome, group
+from reports.accuracy import ADAPTERS, OFFLOADED, Accuracy, Group, Outcome, group
 
 DENSE_16 = ("bf16", "fp16")
 LOW_PRECISION = ("fp8", "fp8-block", "mxfp8", "nvfp4")
@@ -50,6 +50,7 @@ SETS: dict[str, Callable[[Outcome], bool]] = {
     "FP8 and FP4": lambda o: o.family != ADAPTERS and o.precision in LOW_PRECISION,
     "Blackwell": lambda o: o.family != ADAPTERS and o.gpu.startswith(BLACKWELL),
     "LoRA fine-tuning, no row of it fitted": lambda o: o.family == ADAPTERS,
+    "states in host memory, no row of it fitted": lambda o: o.family == OFFLOADED,
     LOCAL: lambda o: o.source == LOCAL,
 }
 """Sets of runs with a measured time."""

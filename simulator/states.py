@@ -14,12 +14,11 @@ from typing import NamedTuple
 
 import numpy as np
 
-from profiles.families import part_params
-from profiles.model import ModelSpec, Part, count, count_experts
+from profiles.model import ModelSpec, Part
 from profiles.ops import ELEMENT_BYTES, Num
 from simulator.adapters import trained_elements, trained_items
 from simulator.strategy import Strategy
-from simulator.workload import PartWork, Workload, shape_of
+from simulator.workload import PartWork, Workload, held_params, shape_of
 
 ROOTS = ("embedding", "head")
 """Parts that ZeRO-3 gathers once: the root of a model is not sharded again behind its forward (torch's fully_shard)."""
@@ -146,8 +145,7 @@ def host_bytes(model: ModelSpec, strategy: Strategy) -> Num:
     sharded, elements = np.asarray(strategy.zero) >= 1, 0.0
     shape = shape_of(strategy)
     for part in model.parts:
-        specs = part_params(model, part)
-        dense, experts = count(specs, strategy.tp), count_experts(specs, strategy.ep, strategy.etp)
+        dense, experts = held_params(model, strategy, part)
         if strategy.lora_rank:
             dense, experts = trained_elements(trained_items(model, part, shape, strategy.lora_rank, strategy.lora_targets))
         own = dense / np.where(sharded, strategy.shards, 1) + experts / np.where(sharded, strategy.expert_replicas, 1)

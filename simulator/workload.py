@@ -117,12 +117,7 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
     frozen = bool(strategy.lora_rank)
     items = trained_items(model, part, shape, strategy.lora_rank, strategy.lora_targets)
     ops: list[Op] = [i for i in items if not isinstance(i, Collective)]
-    specs = part_params(model, part)
-    params, expert_params = count(specs, strategy.tp), count_experts(specs, strategy.ep, strategy.etp)
-    if part == "head" and model.tied_embeddings:
-        # the tied output projection is a second copy only where the head sits on another stage than the embedding
-        tied = model.vocab * model.hidden / strategy.tp
-        params = params - np.where(np.asarray(strategy.pp) == 1, tied, 0)
+    params, expert_params = held_params(model, strategy, part)
     trained, trained_experts = params, expert_params
     if frozen:
         trained, trained_experts = trained_elements(items)
@@ -157,6 +152,17 @@ def _part_work(model: ModelSpec, strategy: Strategy, shape: Shape, part: Part) -
         freed_bytes=_freed_bytes(ops, ELEMENT_BYTES[strategy.dtype] * shape.tokens * model.hidden),
         **over_replicas(model, strategy, part, (params, expert_params), (trained, trained_experts)),
     )
+
+
+def held_params(model: ModelSpec, strategy: Strategy, part: Part) -> tuple[Num, Num]:
+    """Return the parameters of a part that a rank holds, without adapters: dense ones, and those of its experts."""
+    specs = part_params(model, part)
+    params = count(specs, strategy.tp)
+    if part == "head" and model.tied_embeddings:
+        # the tied output projection is a second copy only where the head sits on another stage than the embedding
+        tied = model.vocab * model.hidden / strategy.tp
+        params = params - np.where(np.asarray(strategy.pp) == 1, tied, 0)
+    return params, count_experts(specs, strategy.ep, strategy.etp)
 
 
 def _pass(items: tuple[Item, ...], pass_: Literal["F", "B", "W"]) -> Work:

@@ -29,7 +29,7 @@ from simulator.part_bytes import part_bytes
 from simulator.replay import play, rank_names, timeline_of
 from simulator.schedules import SCHEDULES, Table, build_schedule, homes, parse_table, passes, rank_stages, stage_rank
 from simulator.software import Software, load_software
-from simulator.strategy import Strategy
+from simulator.strategy import OFFLOAD, Strategy
 from simulator.timeline import chrome_trace
 from simulator.workload import Workload, build_workload
 
@@ -72,7 +72,7 @@ def cases(draw: st.DrawFn) -> Case:
     strategy = Strategy(
         dp=8, pp=p, chunks=v, schedule=name, num_microbatches=m, zero=draw(st.integers(0, 3)), seq_len=1024,
         recompute=draw(st.sampled_from(["none", "selective", "full"])), software=draw(st.sampled_from(SOFTWARE)),
-        recompute_share=draw(st.sampled_from([1.0, 0.5])),
+        recompute_share=draw(st.sampled_from([1.0, 0.5])), offload=draw(st.sampled_from(["none", *OFFLOAD])),
     )
     return Case(strategy, draw(st.sampled_from([MODEL, SPARSE])), draw(st.sampled_from([12, 15])))
 

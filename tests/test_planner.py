@@ -50,10 +50,11 @@ def found(cluster: Cluster, batch: int = 64) -> Found:
 
 
 def everything(asked: Question, axes: Axes) -> list[Strategy]:
-    """Return a space as batches, one for each block and pipe."""
+    """Return a space as batches, one for each block, pipe and way to offload."""
     return [
         replace(flat(block.grid, block.shape, np.nonzero(np.ones(block.shape))), schedule=pipe.schedule, chunks=pipe.chunks,
-                layers=pipe.layers) for block in blocks(asked, axes) for pipe in block.pipes
+                layers=pipe.layers, offload=way, offload_share=share)
+        for block in blocks(asked, axes) for pipe in block.pipes for way, share in block.offloads
     ]
 
 

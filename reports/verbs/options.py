@@ -106,6 +106,10 @@ class StrategyOptions:
     shard_group: Annotated[int, typer.Option(help="Ranks that share one copy of sharded state; 0: all of dp.")] = 0
     recompute: Annotated[str, typer.Option(help="none, selective or full.")] = "none"
     recompute_share: Annotated[float, typer.Option(help="Share of the layers that recompute.")] = 1.0
+    offload: Annotated[str, typer.Option(
+        help="What lies in host memory: none, moments, states (they and the main weights), or optimizer (it updates them there)."
+    )] = "none"
+    offload_share: Annotated[float, typer.Option(help="Share of these that lies there.")] = 1.0
     schedule: Annotated[str | None, typer.Option(
         help="1F1B, GPipe, Interleaved1F1B, LoopedBFS, ZBH1, InterleavedZeroBubble, ZBV or DualPipeV. [1F1B; "
         "Interleaved1F1B where there are chunks]"
