@@ -268,19 +268,21 @@ def fewest_gpus(question: Question, asked: Prediction) -> Change | None:
 
 
 def _frugal(question: Question, asked: Strategy) -> Strategy | None:
-    """Return legal strategies that hold little: micro-batches of one, full recomputation, every split and ZeRO level."""
+    """Return legal strategies that hold little: micro-batches of one, full recomputation, every split, ZeRO level and way to
+    offload."""
     num, experts = question.cluster.num_gpus, num_experts(question.model)
-    sizes = divisors(num)
+    sizes, ways = divisors(num), ("none", *offload_ways(question))
     rows = np.array([
-        (num // (tp * pp * cp), tp, pp, cp, ep, zero)
+        (num // (tp * pp * cp), tp, pp, cp, ep, zero, way)
         for tp, pp, cp in itertools.product(sizes, repeat=3) if num % (tp * pp * cp) == 0
         for ep in (divisors(experts) if experts else [1]) for zero in range(4)
+        for way in range(len(ways))
     ])
-    dp, tp, pp, cp, ep, zero = rows.T
+    dp, tp, pp, cp, ep, zero, way = rows.T
     batch = replace(
         asked, dp=dp, tp=tp, pp=pp, cp=cp, ep=ep, etp=np.ones_like(ep), zero=zero, shard_group=0, sequence_parallel=True,
         recompute=np.full(len(dp), "full"), recompute_share=1.0, schedule="1F1B", chunks=1, layers="", micro_batch=1,
-        num_microbatches=np.maximum(1, question.global_batch // dp),
+        offload=np.array(ways)[way], offload_share=1.0, num_microbatches=np.maximum(1, question.global_batch // dp),
     )
     is_legal = first_broken(batch, question) < 0
     return batch.pick(is_legal) if is_legal.any() else None

@@ -84,8 +84,8 @@ def test_fields(change: dict[str, Any], options: dict[str, Any], changes: dict[s
 
 
 @pytest.mark.parametrize(("change", "parts"), [
-    ({"zero_optimization": {"stage": 3, "offload_optimizer": {"device": "cpu"}}}, ("offload_optimizer.device", "cpu", "take")),
-    ({"zero_optimization": {"stage": 2, "cpu_offload": True}}, ("cpu_offload", "not priced")),
+    ({"zero_optimization": {"stage": 3, "offload_param": {"device": "cpu"}}}, ("offload_param.device", "weights", "take")),
+    ({"zero_optimization": {"stage": 3, "cpu_offload_params": True}}, ("cpu_offload_params", "not priced")),
     ({"zero_optimization": {"stage": 3, "zero_hpz_partition_size": 8}}, ("zero_hpz_partition_size", "hpZ")),
     ({"zero_optimization": {"stage": 4}}, ("zero_optimization.stage", "0 to 3", "4")),
     ({"optimizer": {"type": "OneBitAdam"}}, ("optimizer.type", "OneBitAdam")),

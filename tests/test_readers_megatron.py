@@ -216,7 +216,7 @@ def test_software(added: str, changes: dict[str, object], tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize(("text", "parts"), [
-    (LLAMA + "--optimizer-cpu-offload", ("--optimizer-cpu-offload", "offload", "take it out")),
+    (LLAMA + "--cpu-offloading", ("--cpu-offloading", "offload", "take it out")),
     (LLAMA + "--optimizer muon", ("--optimizer", "muon", "adam")),
     (LLAMA + "--hybrid-override-pattern M-M", ("--hybrid-override-pattern", "name the model")),
     (LLAMA.replace("--vocab-size 128256", ""), ("--vocab-size", "not stated")),

@@ -121,7 +121,6 @@ def test_what_follows_from_the_number_of_accelerators(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("text", "parts"), [
     (OLD + "enable_cpu_offload = true", ()),
-    (OLD.replace("seq_len = 8192", "seq_len = 8192\nenable_cpu_offload = true"), ("training.enable_cpu_offload", "offload")),
     (OLD.replace("lr = 3e-4", "early_step_in_backward = true"), ("optimizer.early_step_in_backward", "not priced")),
     (OLD.replace('"AdamW"', '"Muon"'), ("optimizer.name", "Muon", "AdamW")),
     (OLD.replace('"8B"', '"debugmodel"'), ("model", "debugmodel", "name the model")),

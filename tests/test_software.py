@@ -12,13 +12,15 @@ import yaml
 
 from profiles.files import BadInput
 from simulator.software import REPEATED, STATED, TORCH, Software, load_software, software_from
+from simulator.strategy import OFFLOAD
 
 PLAIN = {"framework": "Mine", "year": 2025, "kernels": "fused", "attention": "flash2", "source": "read in its code"}
 CHOICES = {
     "kernels": ("eager", "fused"), "attention": ("flash1", "flash2", "flash3", "unfused"),
     "expert_kernels": ("loop", "grouped", "fused"), "graphs": ("none", "router", "dense", "all"),
     "selective": ("attention", "pointwise", "alternate"), "layer_split": ("even", "late", "cost"),
-    "repeats": ("", *REPEATED, ",".join(REPEATED)),
+    "repeats": ("", *REPEATED, ",".join(REPEATED)), "offloads": ("", *OFFLOAD[1:], ",".join(OFFLOAD[1:])),
+    "offloads_with": ("states", "gradients", "weights"), "offload_overlap": ("none", "parts", "backward"),
 }
 NAMES = ("name", "framework", "source")
 
@@ -42,7 +44,7 @@ def test_each_word_of_a_choice_and_no_other(tmp_path: Path) -> None:
     for field, words in CHOICES.items():
         for word in words:
             assert getattr(load_software(written(tmp_path, **{field: word})), field) == word
-            assert field == "repeats" or re.search(rf"\b{word}\b", Software.__doc__ or ""), (field, word)
+            assert field in ("repeats", "offloads") or re.search(rf"\b{word}\b", Software.__doc__ or ""), (field, word)
         for wrong in ("fastest", 3):
             with pytest.raises(BadInput, match=rf"mine\.yaml: {field}: .*\(is {wrong!r}\)$"):
                 load_software(written(tmp_path, **{field: wrong}))

@@ -145,8 +145,8 @@ def _offload(plan: Plan) -> dict[str, Any]:
     if s.offload == "states":
         return {"offload_optimizer_states": True}
     return {} if s.offload == "none" else {
-        "optimizer_cpu_offload": True, "optimizer_offload_fraction": float(s.offload_share), "use_precision_aware_optimizer": True,
-        "overlap_cpu_optimizer_d2h_h2d": s.software.offload_overlap == "parts",
+        "optimizer_cpu_offload": True, "optimizer_offload_fraction": float(s.offload_share),
+        "use_precision_aware_optimizer": True, "overlap_cpu_optimizer_d2h_h2d": s.software.offload_overlap == "parts",
     }
 
 

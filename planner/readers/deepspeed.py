@@ -20,7 +20,7 @@ UNPRICED = {
     "zero_optimization.zero_quantized_*": NARROW, "zero_optimization.zeropp_*": NARROW,
     "zero_optimization.zero_hpz_partition_size": "a second copy of the weights in a node (hpZ) is not priced",
     "zero_optimization.mics_shard_size": "give --shard-group for MiCS",
-    "activation_checkpointing.cpu_checkpointing": "offload to the host is not priced",
+    "activation_checkpointing.cpu_checkpointing": "activations offloaded to the host are not priced",
     "activation_checkpointing.partition_activations": "activations spread over tp ranks are not priced",
     "compression_training.*": "compression is not priced", "sparse_attention.*": "sparse attention is not priced",
     "curriculum_learning.*": "a changing sequence length is not priced", "data_efficiency.*": "a changing batch is not priced",

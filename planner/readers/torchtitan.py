@@ -30,7 +30,8 @@ LOOPED_CHUNKS = 2
 """Stages of a rank where a looped schedule states no number (torchtitan/distributed/pipeline_parallel.py)."""
 
 UNPRICED = {
-    "activation_offload.*": "activations offloaded to the host are not priced", "activation_checkpoint.enable_cpu_offload": "is not priced",
+    "activation_offload.*": "activations offloaded to the host are not priced",
+    "activation_checkpoint.enable_cpu_offload": "is not priced",
     "optimizer.early_step_in_backward": "an optimizer step inside backward is not priced",
     "parallelism.pipeline_parallel_schedule_csv": "give the table to `headway simulate --schedule`",
     "parallelism.module_fqns_per_model_part": "stages of one's own are not read; give --layers",

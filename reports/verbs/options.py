@@ -107,7 +107,7 @@ class StrategyOptions:
     recompute: Annotated[str, typer.Option(help="none, selective or full.")] = "none"
     recompute_share: Annotated[float, typer.Option(help="Share of the layers that recompute.")] = 1.0
     offload: Annotated[str, typer.Option(
-        help="What lies in host memory: none, moments, states (they and the main weights), or optimizer (it updates them there)."
+        help="What lies in host memory: none, moments, states (and main weights), or optimizer (which updates them there)."
     )] = "none"
     offload_share: Annotated[float, typer.Option(help="Share of these that lies there.")] = 1.0
     schedule: Annotated[str | None, typer.Option(
