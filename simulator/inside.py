@@ -1,6 +1,7 @@
 """Inside a rank: the layers of one action in a row, gathers one part ahead, reductions behind, as spans.
 
-The same waiting rules as `stages.chain_s` and `stages.queue_tail_s`, laid out part by part; a test holds them equal.
+The same waiting rules as `stages.chain_s` and `stages.queue_tail_s`, laid out part by part; a test holds them equal. What
+a part does is a turn of an action's program: laid out once where nobody else is on its wires, else played (`on_wires.py`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ class Unit(NamedTuple):
     name: str
     layer: int
     seconds: PartSeconds
+    part: Part = "layer"
 
 
 class Span(NamedTuple):
@@ -32,12 +34,50 @@ class Span(NamedTuple):
     bytes: float = 0.0
 
 
+class Piece(NamedTuple):
+    """Work of a part on a stream: its computation, or the collective that `what` names."""
+
+    stream: str
+    what: str
+    seconds: float
+    unit: Unit
+
+    def span(self, pass_: str, start_s: float, end_s: float) -> Span:
+        """Return the span of the piece in a pass."""
+        return Span(self.stream, start_s, end_s, f"{self.unit.name} {self.what}".rstrip(), NAMED_PASS.get(pass_, pass_),
+                    self.unit.layer)
+
+
+class Turn(NamedTuple):
+    """A part's turn in an action: what it does in line, what runs beside that and holds up the next turn, and what queues
+    behind the turn without holding up any."""
+
+    unit: Unit
+    in_line: list[Piece]
+    beside: list[Piece]
+    behind: list[Piece]
+
+
+class Program(NamedTuple):
+    """What an action does, turn by turn; `beside_factor` is what a second beside computation adds to it."""
+
+    pass_: str
+    turns: list[Turn]
+    beside_factor: float = 0.0
+
+
 class Inside(NamedTuple):
-    """An action: its spans, how long the rank is busy with it, and what its reductions still need after that."""
+    """An action: its spans, how long the rank is busy with it, and what its reductions still need after that.
+
+    `behind` are those reductions, and when each is ready; they queue behind those of other actions, so their spans are known
+    when they are played. `program` is what was laid out; that of a pair has no turns.
+    """
 
     spans: list[Span]
     busy_s: float
     tail_s: float
+    behind: list[tuple[float, Piece]]
+    program: Program
 
 
 class Stage(NamedTuple):
@@ -58,9 +98,9 @@ def stage_units(prices: Prices, stages: list[list[tuple[Part, int]]], stage: int
     for part, num in stages[stage]:
         for _ in range(num):
             if part in NAMES:
-                units.append(Unit(NAMES[part], -1, prices.parts[part]))
+                units.append(Unit(NAMES[part], -1, prices.parts[part], part))
             else:
-                units.append(Unit(f"layer {layer}", layer, prices.parts[part]))
+                units.append(Unit(f"layer {layer}", layer, prices.parts[part], part))
                 layer += 1
     return units
 
@@ -88,9 +128,11 @@ def lay_out_stage(units: list[Unit], strategy: Strategy, prices: Prices) -> Stag
 
     forward = lay_out_chain(units, "F", gathers and not keeps, False, overlaps, beside)
     backward = lay_out_chain(back, "B", zero == 3, zero >= 2 and not piped, overlaps, beside)
+    # behind a micro-batch that is not the last, the next forward hides what is left
+    hidden = [piece.span("B", at, at + piece.seconds) for at, piece in backward.behind]
     actions = {
         "F": forward, FIRST + "F": lay_out_chain(units, "F", gathers, False, overlaps, beside),
-        "B": backward._replace(tail_s=0.0), LAST + "B": last("B", zero == 3),
+        "B": backward._replace(tail_s=0.0, behind=[], spans=[*backward.spans, *hidden]), LAST + "B": last("B", zero == 3),
     }
     if strategy.splits_backward:
         actions |= {
@@ -116,7 +158,8 @@ def lay_out_pair(forward: Inside, backward: Inside, beside_factor: float) -> Ins
     spans = [s._replace(start_s=scale * s.start_s, end_s=scale * s.end_s) for s in forward.spans]
     begin = scale * forward.busy_s
     spans += [s._replace(start_s=begin + scale * s.start_s, end_s=begin + scale * s.end_s) for s in backward.spans]
-    return Inside(spans, busy, backward.tail_s)
+    return Inside(spans, busy, backward.tail_s, [(begin + scale * at, piece) for at, piece in backward.behind],
+                  Program("B", []))
 
 
 def hides(strategy: Strategy, overlaps: bool) -> bool:
@@ -128,61 +171,76 @@ def lay_out_chain(
     units: list[Unit], pass_: str, gathers: bool, reduces: bool, overlaps: bool, beside_factor: float = 0.0
 ) -> Inside:
     """Return parts in a row: beside each one, the reduction of the part before and the gather of the next."""
-    spans: list[Span] = []
-    now = 0.0
-    if gathers:
-        now = _add(spans, units[0], "dp", "gather", pass_, now, units[0].seconds.gather_s)
+    def over_dp(i: int, what: str) -> Piece:
+        return Piece("dp", what, float(getattr(units[i].seconds, f"{what}_s")), units[i])
+
+    turns = [Turn(units[0], [over_dp(0, "gather")], [], [])] if gathers else []
     for i, unit in enumerate(units):
-        end = _compute(spans, unit, pass_, now)
-        beside = now if overlaps else end
+        in_line, beside = _computed(unit, pass_), list[Piece]()
         if reduces and i > 0 and overlaps:
-            beside = _add(spans, units[i - 1], "dp", "reduce", pass_, beside, units[i - 1].seconds.reduce_s)
+            beside.append(over_dp(i - 1, "reduce"))
         if reduces and not overlaps:
-            beside = _add(spans, unit, "dp", "reduce", pass_, beside, unit.seconds.reduce_s)
+            beside.append(over_dp(i, "reduce"))
         if gathers and i + 1 < len(units):
-            beside = _add(spans, units[i + 1], "dp", "gather", pass_, beside, units[i + 1].seconds.gather_s)
-        comm = beside - now if overlaps else 0.0
-        slowed = _slow(spans, unit, pass_, end, beside_factor * min(comm, end - now))
-        now = max(slowed, beside)
-    tail = float(units[-1].seconds.reduce_s) if reduces and overlaps else 0.0
-    if tail:
-        _add(spans, units[-1], "dp", "reduce", pass_, now, tail)
-    return Inside(spans, now, tail)
+            beside.append(over_dp(i + 1, "gather"))
+        turns.append(Turn(unit, in_line, beside, []) if overlaps else Turn(unit, in_line + beside, [], []))
+    if reduces and overlaps:
+        turns[-1].behind.append(over_dp(-1, "reduce"))
+    return lay_out(Program(pass_, turns, beside_factor))
 
 
 def lay_out_queue(units: list[Unit], pass_: str, overlaps: bool, beside_factor: float = 0.0) -> Inside:
     """Return a backward whose reductions queue on the dp stream and never hold up the computation, but slow it."""
+    turns = [Turn(unit, _computed(unit, pass_), [], []) for unit in units]
+    reduces = [Piece("dp", "reduce", float(unit.seconds.reduce_s), unit) for unit in units]
+    for turn, piece in zip(turns if overlaps else turns[-1:] * len(units), reduces, strict=True):
+        turn.behind.append(piece)
+    if overlaps and beside_factor:
+        computed = sum(piece.seconds for turn in turns for piece in turn.in_line)
+        slowed = beside_factor * min(sum(piece.seconds for piece in reduces), computed)
+        turns.append(Turn(units[-1], [slow_piece(units[-1], slowed)], [], []))
+    return lay_out(Program(pass_, turns))
+
+
+def lay_out(program: Program) -> Inside:
+    """Return when each piece of an action runs where nobody else is on the wires."""
     spans: list[Span] = []
-    now, ready = 0.0, []
-    for unit in units:
-        now = _compute(spans, unit, pass_, now)
-        ready.append(now)
-    free = 0.0 if overlaps else now
-    for unit, at in zip(units, ready, strict=True):
-        free = _add(spans, unit, "dp", "reduce", pass_, max(free, at), unit.seconds.reduce_s)
-    reduced = sum(float(u.seconds.reduce_s) for u in units)
-    slowed = _slow(spans, units[-1], pass_, now, beside_factor * min(reduced, now) if overlaps else 0.0)
-    return Inside(spans, slowed, max(0.0, free - slowed) if reduced > 0 else 0.0)
+    behind: list[tuple[float, Piece]] = []
+
+    def run(pieces: list[Piece], now: float) -> float:
+        for piece in pieces:
+            end = now + piece.seconds
+            if end > now:
+                spans.append(piece.span(program.pass_, now, end))
+            now = end
+        return now
+
+    now = 0.0
+    for turn in program.turns:
+        end, beside = run(turn.in_line, now), run(turn.beside, now)
+        now = max(run([slow_piece(turn.unit, slowed_s(program, now, end, beside))], end), beside)
+        behind += [(now, piece) for piece in turn.behind if piece.seconds > 0]
+    free = 0.0
+    for at, piece in behind:
+        free = max(free, at) + piece.seconds
+    return Inside(spans, now, max(0.0, free - now), behind, program)
 
 
-def _slow(spans: list[Span], unit: Unit, pass_: str, start: float, seconds: float) -> float:
-    """Return the end of what communication beside a part adds to its computation."""
-    return _add(spans, unit, "compute", "slowed by communication", pass_, start, seconds)
+def slowed_s(program: Program, start_s: float, end_s: float, beside_end_s: float) -> float:
+    """Return what communication beside a turn adds to what it does in line."""
+    return program.beside_factor * min(beside_end_s - start_s, end_s - start_s)
 
 
-def _compute(spans: list[Span], unit: Unit, pass_: str, start: float) -> float:
+def slow_piece(unit: Unit, seconds: float) -> Piece:
+    """Return what communication beside a turn adds, as a piece of it."""
+    return Piece("compute", "slowed by communication", seconds, unit)
+
+
+def _computed(unit: Unit, pass_: str) -> list[Piece]:
+    """Return a part's computation and the communication in line with it."""
     seconds = unit.seconds.of(pass_)
-    now = _add(spans, unit, "compute", "", pass_, start, seconds.compute_s)
-    for axis in IN_LINE:
-        now = _add(spans, unit, axis, axis, pass_, now, getattr(seconds, f"{axis}_s"))
-    return now
-
-
-def _add(spans: list[Span], unit: Unit, stream: str, what: str, pass_: str, start: float, seconds: float) -> float:
-    end = start + float(seconds)
-    if end > start:
-        spans.append(Span(stream, start, end, f"{unit.name} {what}".rstrip(), NAMED_PASS.get(pass_, pass_), unit.layer))
-    return end
+    return [Piece("compute", "", float(seconds.compute_s), unit),
+            *(Piece(axis, axis, float(getattr(seconds, f"{axis}_s")), unit) for axis in IN_LINE)]
 
 
 def _update_spans(units: list[Unit], tie_s: float, hidden_s: float, beside: float) -> list[Span]:

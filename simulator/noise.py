@@ -1,7 +1,7 @@
 """Stragglers and noise: how much longer steps take on ranks that are not alike, by Monte Carlo.
 
 Every sampled step plays the schedule's table at the paces of all its pipelines at once (`max_plus.py`); the same laws as
-the replay of one step under a condition, which a test holds them to.
+the replay of one step under a condition, which a test holds them to, but for what transfers cost that meet on a link.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from simulator.condition import Condition, at_pace, healthy, paces
 from simulator.layout import stage_parts
 from simulator.max_plus import play_table
 from simulator.pricing import price
-from simulator.replay import schedule_of
+from simulator.replay import replay, schedule_of
 from simulator.schedules import Action, Table, build_schedule, homes, passes
 from simulator.stages import StageSeconds, stage_seconds
 from simulator.strategy import Strategy
@@ -58,6 +58,9 @@ def sample_steps(
     base = condition or healthy(num)
     compute = base.compute * np.exp(noise.spread * rng.standard_normal(num))
     step_s = float(play_steps(workload, cost, base.compute[None], base.network[None])[0])
+    # what sharing links costs a healthy machine is added to every step: it is not known to these
+    plain = np.ones((1, num))
+    shared_s = replay(workload, cost).step_time_s - float(play_steps(workload, cost, plain, plain)[0])
     batch, found = max(1, LANES // int(strategy.dp)), []
     for begin in range(0, steps, batch):
         shape = min(batch, steps - begin), num
@@ -67,7 +70,7 @@ def sample_steps(
         if noise.pause_s:
             each = _with_pauses(each, strategy, rng, noise, step_s)
         found.append(play_steps(workload, cost, each, np.broadcast_to(base.network, shape)))
-    return np.concatenate(found)
+    return np.concatenate(found) + shared_s
 
 
 def _with_pauses(compute: Array, strategy: Strategy, rng: np.random.Generator, noise: Noise, step_s: float) -> Array:
@@ -104,20 +107,23 @@ def _play(workload: Workload, cost: CostModel, table: Table, pace: Array, wire: 
     seconds = [stage_seconds(at[home[s]], strategy, list(parts)) for s, parts in enumerate(stages)]
     kinds = _kinds(table)
     ends: list[Num] = [0.0] * num_ranks
-    behind: list[Num] = [0.0] * num_ranks
+    reduced_s: list[Num] = [0.0] * num_ranks
     waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
 
     def on_end(rank: int, action: Action, end: Num) -> None:
-        last = [a for a in passes(action) if kinds.get(a) == "last"]
-        tail: Num = sum(seconds[a.stage].tail_s if a.pass_ == "B" else seconds[a.stage].weight_tail_s for a in last)
-        ends[rank] = np.maximum(ends[rank], end + (0.0 if waits_for_all else tail))
-        behind[rank] = behind[rank] + tail * waits_for_all
+        ends[rank] = end
+        for stage, split in [(seconds[a.stage], a.pass_ == "W") for a in passes(action) if kinds.get(a) == "last"]:
+            tail, queued = (stage.weight_tail_s, stage.weight_queued_s) if split else (stage.tail_s, stage.queued_s)
+            # reductions queue behind those of the chunks before, or all of them behind the last backward
+            queue = reduced_s[rank] + queued
+            reduced_s[rank] = queue if waits_for_all else np.maximum(end + tail, queue)
 
     play_table(table, lambda a: _action_s(a, seconds, kinds, prices.beside),
                lambda r, to: prices.hop_s(where[r], where[to]) * wire[:, r], not strategy.software.pp_overlap, on_end)
     step: Num = 0.0
     for rank in range(num_ranks):
-        ready = np.broadcast_to(ends[rank] + behind[rank], pace.shape[:1]).reshape(num_steps, num_pipelines).max(axis=1)
+        last: Num = ends[rank] + reduced_s[rank] if waits_for_all else np.maximum(ends[rank], reduced_s[rank])
+        ready = np.broadcast_to(last, pace.shape[:1]).reshape(num_steps, num_pipelines).max(axis=1)
         own = [seconds[s] for s, r in home.items() if r == rank]
         after: Num = sum(s.update_s for s in own) + _regather_s(own)
         step = np.maximum(step, ready + np.broadcast_to(after, pace.shape[:1]).reshape(num_steps, num_pipelines).max(axis=1))

@@ -144,7 +144,7 @@ def price(workload: Workload, cost: CostModel) -> Prices:
 def _price(workload: Workload, cost: CostModel) -> Prices:
     strategy = workload.strategy
     cost = as_run(cost, strategy.software)
-    send = _collective(workload.send, strategy, cost)
+    send = collective_cost(workload.send, strategy, cost)
     some_reduce = workload.parts["head"].reduce[0]
     cluster = cost.cluster
     per_node = cluster.num_gpus / sum(part.num_nodes for part in cluster.kinds)
@@ -153,7 +153,7 @@ def _price(workload: Workload, cost: CostModel) -> Prices:
         parts={name: _part_seconds(part, strategy, cost) for name, part in workload.parts.items()},
         send_s=np.where(np.asarray(strategy.pp) > 1, send.seconds, 0.0),
         tie_s=cost.collective(workload.tie, 2 if cost.cluster.num_nodes == 1 else 1).seconds,
-        comm_spread=_collective(some_reduce, strategy, cost).spread,
+        comm_spread=collective_cost(some_reduce, strategy, cost).spread,
         overlaps=cost.overlaps, beside=cost.calibration.beside, wait=cost.calibration.wait * np.log2(nodes),
     )
 
@@ -169,7 +169,7 @@ MATURE_YEARS = 4
 """Age of an accelerator's libraries where its year of launch is not known."""
 
 
-def _collective(collective: Collective, strategy: Strategy, cost: CostModel, engine: str = "") -> Cost:
+def collective_cost(collective: Collective, strategy: Strategy, cost: CostModel, engine: str = "") -> Cost:
     """Return the cost of a collective where the groups of its axis sit, with the links that they share."""
     shared: tuple[Num, Num] = (1.0, 1.0)
     if not cost.cluster.network.is_non_blocking and cost.cluster.table is None:
@@ -200,7 +200,7 @@ def _part_seconds(part: PartWork, strategy: Strategy, cost: CostModel) -> PartSe
     def group_s(collectives: tuple[Collective, ...], engine: str, parts: Num = 1) -> Num:
         """Return a part's share of collectives that so many parts share."""
         whole = (replace(c, bytes=parts * c.bytes) for c in collectives)
-        return sum(_collective(c, strategy, cost, engine).seconds for c in whole) / parts
+        return sum(collective_cost(c, strategy, cost, engine).seconds for c in whole) / parts
 
     gather_s, update_s = group_s(part.gather, "fsdp"), _update_s(part, strategy, cost)
     if np.any(offloaded(strategy).moments):
@@ -317,7 +317,7 @@ def _seconds(work: Work, strategy: Strategy, cost: CostModel) -> Seconds:
     attention_s: Num = 0.0
     for item in work:
         if isinstance(item, Collective):
-            c = _collective(item, strategy, cost)
+            c = collective_cost(item, strategy, cost)
             axis = "ep" if item.axis == "etp" else item.axis
             sums[f"{axis}_s"] = sums[f"{axis}_s"] + c.seconds
             sums["comm_spread_s"] = sums["comm_spread_s"] + c.seconds * c.spread

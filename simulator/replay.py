@@ -7,8 +7,9 @@ an action does inside the rank (layers, gathers one part ahead, reductions behin
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, partial
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -16,8 +17,11 @@ import simpy
 
 from profiles.cost import CostModel
 from simulator.condition import Condition, at_pace, pipelines
+from simulator.coupling import Coupling, couple
 from simulator.inside import FIRST, LAST, Inside, Span, Stage, lay_out_pair, lay_out_stage, stage_units
 from simulator.layout import rank_of, stage_parts
+from simulator.networks import Flow, through
+from simulator.on_wires import OnWires, Running
 from simulator.pricing import Prices, price
 from simulator.schedules import Action, Table, build_schedule, homes, needs, passes, results, sent_to
 from simulator.strategy import Strategy
@@ -35,6 +39,19 @@ class ActionSpan(NamedTuple):
     end_s: float
 
 
+class Sent(NamedTuple):
+    """A result on its way from a rank to another."""
+
+    rank: int
+    target: int
+    result: Action
+    flow: Flow
+
+
+Send = Callable[[int, int, float], Flow]
+"""Rank, rank that it sends to, and when -> the flow that it puts on its way."""
+
+
 def replay_table(
     table: Table, seconds: Callable[[Action], float], send_s: Callable[[int, int], float] | float = 0.0, waits: bool = False
 ) -> list[ActionSpan]:
@@ -43,59 +60,99 @@ def replay_table(
     A send to another rank takes `send_s` (or what it gives for sender and receiver), and holds up its receiver only, or with
     `waits` its sender, too.
     """
-    home = homes(table)
     sends = send_s if callable(send_s) else lambda *_: send_s
     env = simpy.Environment()
-    done_s: dict[Action, float] = {}
-    awaited: dict[Action, simpy.Event] = {}
-    spans: list[ActionSpan] = []
-
-    def walk(rank: int, row: list[Action]) -> Generator[Any, Any, None]:
-        free_s = 0.0
-        for action in row:
-            start_s = free_s
-            for need in needs(action, len(home)):
-                if need not in done_s:
-                    yield awaited.setdefault(need, env.event())
-                sender = home[need.stage]
-                start_s = max(start_s, done_s[need] + (sends(sender, rank) if sender != rank else 0.0))
-            end_s = start_s + seconds(action)
-            # one event for the wait and the action: what it waits for is known by now
-            yield env.timeout(max(0.0, end_s - env.now))
-            spans.append(ActionSpan(rank, action, start_s, end_s))
-            free_s = end_s
-            for result in results(action):
-                done_s[result] = end_s
-                if waits and (to := sent_to(result, home)) is not None:
-                    free_s += sends(rank, to)
-                if result in awaited:
-                    awaited.pop(result).succeed()
-
-    for rank, row in enumerate(table):
-        env.process(walk(rank, row))
+    spans, _ = walk_table(env, table, seconds, lambda rank, to, at_s: Flow(at_s, sends(rank, to)), waits)
     env.run()
     return spans
 
 
+def walk_table(
+    env: simpy.Environment, table: Table, seconds: Callable[[Action], float], send: Send, waits: bool,
+    acts: Mapping[Action, Callable[[float], Running]] | None = None,
+    on_end: Callable[[int, float], None] = lambda rank, at_s: None,
+) -> tuple[list[ActionSpan], list[Sent]]:
+    """Start a process for each rank of a table; return what they did and sent, once the environment has run.
+
+    An action takes so many seconds, or is played by its `acts` from when it starts. `on_end` is told when a row is done.
+    """
+    home = homes(table)
+    acts = acts or {}
+    done_s: dict[Action, float] = {}
+    coming: dict[Action, Flow] = {}
+    awaited: dict[Action, simpy.Event] = {}
+    spans: list[ActionSpan] = []
+    sent: list[Sent] = []
+
+    def arrival_s(start_s: float, flows: list[Flow]) -> Running:
+        for flow in flows:
+            yield from through(env, flow)
+            start_s = max(start_s, flow.end_s)
+        return start_s
+
+    def walk(rank: int, row: list[Action]) -> Generator[Any, Any, None]:
+        free_s = 0.0
+        for action in row:
+            start_s, flows = free_s, list[Flow]()
+            for need in needs(action, len(home)):
+                if need not in done_s:
+                    yield awaited.setdefault(need, env.event())
+                if home[need.stage] == rank:
+                    start_s = max(start_s, done_s[need])
+                else:
+                    flows.append(coming[need])
+                    start_s = max(start_s, coming[need].end_s)
+            if action in acts:
+                start_s = yield from arrival_s(start_s, flows)
+                end_s = yield from acts[action](start_s)
+            else:
+                end_s = start_s + seconds(action)
+                # one event for the wait and the action: what it waits for is known by now, but for what meets others
+                yield env.timeout(max(0.0, end_s - env.now))
+                if any(flow.event is not None for flow in flows):
+                    start_s = yield from arrival_s(start_s, flows)
+                    end_s = start_s + seconds(action)
+                    yield env.timeout(max(0.0, end_s - env.now))
+            spans.append(ActionSpan(rank, action, start_s, end_s))
+            free_s = end_s
+            for result in results(action):
+                done_s[result] = end_s
+                target = sent_to(result, home)
+                if target is not None:
+                    coming[result] = flow = send(rank, target, end_s)
+                    sent.append(Sent(rank, target, result, flow))
+                if result in awaited:
+                    awaited.pop(result).succeed()
+                if waits and target is not None:
+                    yield from through(env, flow)
+                    free_s += flow.end_s - end_s
+        on_end(rank, free_s)
+
+    for rank, row in enumerate(table):
+        env.process(walk(rank, row))
+    return spans, sent
+
+
 def replay(
-    workload: Workload, cost: CostModel, condition: Condition | None = None, table: Table | None = None
+    workload: Workload, cost: CostModel, condition: Condition | None = None, table: Table | None = None, shares: bool = True
 ) -> Timeline:
     """Return the timeline of one step of one strategy, for one rank of each set that is alike.
 
-    `condition` says which ranks are slower than the rest; a `table` takes the place of the strategy's schedule.
+    `condition` says which ranks are slower than the rest; a `table` takes the place of the strategy's schedule; without
+    `shares` every transfer has its links to itself.
     """
-    return timeline_of(play(workload, cost, condition, table))
+    return timeline_of(play(workload, cost, condition, table, shares))
 
 
 def play(
-    workload: Workload, cost: CostModel, condition: Condition | None = None, table: Table | None = None
+    workload: Workload, cost: CostModel, condition: Condition | None = None, table: Table | None = None, shares: bool = True
 ) -> Step:
     """Return one step as it is played, of which `timeline_of` and `memory_timeline` tell."""
     strategy = workload.strategy
     prices, job = price(workload, cost), pipelines(strategy, condition)
     table = table or build_schedule(schedule_of(strategy), int(strategy.pp), int(strategy.num_microbatches),
                                     int(strategy.chunks))
-    player = _Player(workload, prices, table, cost.cluster.gpus_per_node)
+    player = _Player(workload, prices, table, cost.cluster.gpus_per_node, couple(workload, cost, prices) if shares else None)
     reduced = job.reduced.tolist()
     played = [player.pipeline(c, n, reduced) for c, n in zip(job.compute.tolist(), job.network.tolist(), strict=True)]
     # gradients are summed over replicas: none updates before the last is there
@@ -134,18 +191,17 @@ class Played:
     ends_s: list[float]
     updates: list[list[Span]]
     sends_s: dict[tuple[int, int], float]
+    sent: list[Sent]
     home: dict[int, int]
 
     def add_rows(self, rows: Rows, ranks: Sequence[int], send_bytes: float) -> None:
         """Add what the actions do, and a row on its sender for each tensor that goes to another rank."""
         same: dict[tuple[int, int], list[ActionSpan]] = defaultdict(list)
-        sent: dict[tuple[int, int, str], list[tuple[float, int]]] = defaultdict(list)
+        sent: dict[tuple[int, int, str], list[tuple[float, float, int]]] = defaultdict(list)
         for span in self.spans:
             same[span.rank, id(self.inside[span.action])].append(span)
-            for result in results(span.action):
-                target = sent_to(result, self.home)
-                if target is not None:
-                    sent[span.rank, target, "F" if result.pass_ == "F" else "B"].append((span.end_s, result.microbatch))
+        for place, to, result, flow in self.sent:
+            sent[place, to, "F" if result.pass_ == "F" else "B"].append((flow.begin_s, flow.end_s, result.microbatch))
         for (place, _), those in same.items():
             spans = self.inside[those[0].action].spans
             for i, part in enumerate(passes(those[0].action)):
@@ -153,8 +209,8 @@ class Played:
                 own = [s for s in spans if (s.pass_ == "F") == (part.pass_ == "F")] if those[0].action.parts else spans
                 rows.add_spans(ranks[place], own, [s.start_s for s in those], [passes(s.action)[i].microbatch for s in those])
         for (place, to, pass_), sends in sent.items():
-            send = Span("pp", 0.0, self.sends_s[place, to], f"send to {ranks[to]}", pass_, -1, send_bytes)
-            rows.add_spans(ranks[place], [send], [start for start, _ in sends], [m for _, m in sends])
+            send = Span("pp", 0.0, 0.0, f"send to {ranks[to]}", pass_, -1, send_bytes)
+            rows.add_timed(ranks[place], send, *zip(*sends, strict=True))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -183,9 +239,12 @@ class Step:
 class _Player:
     """Plays a table for pipelines whose ranks go at their own paces; what two of them share is laid out once."""
 
-    def __init__(self, workload: Workload, prices: Prices, table: Table, gpus_per_node: int) -> None:
+    def __init__(
+        self, workload: Workload, prices: Prices, table: Table, gpus_per_node: int, coupling: Coupling | None
+    ) -> None:
         self.strategy, self.prices, self.table = workload.strategy, prices, table
         self.home, self.gpus_per_node, self.where = homes(table), gpus_per_node, prices.places(len(table))
+        self.coupling = coupling
         split = workload.strategy.split
         self.stages = stage_parts(workload.model, len(table), len(self.home) // len(table), split)
         self.laid: dict[tuple[Any, ...], Stage] = {}
@@ -201,17 +260,24 @@ class _Player:
         pairs = {pair for s, t in pairwise(sorted(self.home)) for pair in (
             (self.home[s], self.home[t]), (self.home[t], self.home[s]))}
         sends_s = {(a, b): float(prices.hop_s(self.where[a], self.where[b])) * paces[a][1] for a, b in sorted(pairs)}
-        spans = replay_table(self.table, lambda a: inside[a].busy_s, lambda a, b: sends_s[a, b],
-                             not strategy.software.pp_overlap)
-        ends, behind = [0.0] * len(self.table), [0.0] * len(self.table)
         # reductions that run beside nothing come after the last backward, those of all chunks
-        waits_for_all = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
+        late = int(strategy.zero) <= 1 and not (prices.overlaps and strategy.software.grad_reduce)
+        env = simpy.Environment()
+        wires = OnWires(env, len(self.table), self.coupling)
+        held_up = cache(lambda place, kind: wires.holds_up(place, kinds[kind]))
+        kinds = {id(kind): kind for kind in inside.values()}
+        acts = {action: partial(wires.act, place, action, inside[action], late=late)
+                for place, row in enumerate(self.table) for action in row
+                if inside[action].behind or held_up(place, id(inside[action]))}
+        spans, sent = walk_table(
+            env, self.table, lambda a: inside[a].busy_s, lambda rank, to, at_s: wires.send(rank, to, sends_s[rank, to], at_s),
+            not strategy.software.pp_overlap, acts, wires.end_row)
+        env.run()
+        ends = list(wires.reduced_s)
         for span in spans:
-            tail_s = inside[span.action].tail_s
-            ends[span.rank] = max(ends[span.rank], span.end_s + (0.0 if waits_for_all else tail_s))
-            behind[span.rank] += tail_s * waits_for_all
-        ends = [end + tail for end, tail in zip(ends, behind, strict=True)]
-        return Played(spans=spans, inside=inside, ends_s=ends, updates=updates, sends_s=sends_s, home=self.home)
+            ends[span.rank] = max(ends[span.rank], span.end_s)
+        return Played(spans=spans, inside=inside | wires.insides(), ends_s=ends, updates=updates, sends_s=sends_s, sent=sent,
+                      home=self.home)
 
     def _laid(self, stages: tuple[int, ...], place: int, paces: Sequence[tuple[float, ...]]) -> Stage:
         key = (stages, paces[place])

@@ -33,7 +33,8 @@ class StageSeconds:
     """One stage: its passes of one micro-batch, the tail of reductions after its last backward, its update.
 
     `last_backward_s` is the backward of the last micro-batch, where ZeRO-0 and 1 reduce gradients, and `tail_s` what their
-    reductions need after it; `last_weight_s` and `weight_tail_s` the same where backward is split. `first_forward_s`
+    reductions need after it; `last_weight_s` and `weight_tail_s` the same where backward is split. Of these, `queued_s` and
+    `weight_queued_s` are the seconds of reductions that hold up no computation. `first_forward_s`
     gathers weights that later micro-batches of a pipeline find gathered (ZeRO-2). `weight_s` is of a backward what makes the
     gradients of weights.
     """
@@ -48,6 +49,8 @@ class StageSeconds:
     tail_s: Num
     last_weight_s: Num
     weight_tail_s: Num
+    queued_s: Num
+    weight_queued_s: Num
     update_s: Num
     regather_s: Num
 
@@ -95,6 +98,7 @@ def stage_seconds(prices: Prices, strategy: Strategy, parts: list[tuple[Part, Nu
         weight_tail_s=np.where(zero >= 2, late_tail, late_queue),
         last_backward_s=np.where(zero >= 2, blocked, backward.total_s + slowed),
         tail_s=np.where(zero >= 2, blocked_tail, np.maximum(0.0, queue_tail - slowed)),
+        queued_s=np.where(zero >= 2, blocked_tail, reduced), weight_queued_s=np.where(zero >= 2, late_tail, reduced),
         update_s=sum(prices.parts[p].update_s * n for p, n in parts),
         regather_s=regather + sum(prices.tie_s for p, _ in parts if p in ("embedding", "head")),
     )

@@ -29,6 +29,14 @@ class Rows:
         self._blocks.append((np.full(begin.shape, float(rank)), begin, end, np.repeat(numbers, len(spans)),
                              np.tile(np.array(kinds, float), starts.size)))
 
+    def add_timed(
+        self, rank: int, span: Span, starts_s: Sequence[float], ends_s: Sequence[float], microbatches: Sequence[int]
+    ) -> None:
+        """Add the same span on a rank from each start to each end."""
+        kind = self._kinds.setdefault((span.stream, span.op, span.pass_, span.layer, span.bytes), len(self._kinds))
+        begin, end, numbers = (np.asarray(values, dtype=float) for values in (starts_s, ends_s, microbatches))
+        self._blocks.append((np.full(begin.shape, float(rank)), begin, end, numbers, np.full(begin.shape, float(kind))))
+
     def timeline(self, source: str) -> Timeline:
         """Return the timeline: spans that last no time left out, in the order of their starts."""
         rank, begin, end, microbatch, kind = (np.concatenate(column) for column in zip(*self._blocks, strict=True))

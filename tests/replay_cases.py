@@ -35,10 +35,10 @@ def strategy_of(zero: int, pp: int, tp: int, schedule: str, m: int, recompute: s
                     recompute=recompute, schedule=schedule, **common)
 
 
-def off(strategy: Strategy, cost: CostModel = COST, model: ModelSpec = MODEL) -> float:
-    """Return the closed form over the replay, less one."""
+def off(strategy: Strategy, cost: CostModel = COST, model: ModelSpec = MODEL, shares: bool = True) -> float:
+    """Return the closed form over the replay, less one; without `shares` transfers never meet, as in the closed form."""
     workload = build_workload(model, strategy)
-    return float(estimate(workload, cost).step_time_s) / replay(workload, cost).step_time_s - 1
+    return float(estimate(workload, cost).step_time_s) / replay(workload, cost, shares=shares).step_time_s - 1
 
 
 SPARSE = replace(

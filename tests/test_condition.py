@@ -96,8 +96,12 @@ def every_rank(workload: Workload, cost: CostModel, condition: Condition) -> flo
         return rank_of(strategy, **(at[r] | {"pp": place}))
 
     def reduced(r: int) -> float:
-        row = table[at[r]["pp"]]
-        return max(end(r, k) + inside(r)[a].tail_s for k, a in enumerate(row))
+        done = free = 0.0
+        for k, action in enumerate(table[at[r]["pp"]]):
+            done, own = end(r, k), inside(r)[action]
+            for ready, piece in own.behind:
+                free = max(free, done - own.busy_s + ready) + piece.seconds
+        return max(done, free)
 
     def updated(r: int) -> float:
         ready = max(reduced(q) for q in stage_mates[r])
@@ -129,10 +133,10 @@ def test_folded_is_every_rank_walked_by_itself(
     cost = replace(COST, cluster=load_cluster(f"dgx-h100:{-(-num // 8)}"))
     workload = build_workload(SPARSE if ep > 1 else MODEL, strategy)
     condition = some_condition(num, seed)
-    folded = replay(workload, cost, condition)
+    folded = replay(workload, cost, condition, shares=False)
     assert folded.step_time_s == pytest.approx(every_rank(workload, cost, condition), rel=1e-12)
     assert len(folded.rows["rank"].unique()) == len(rank_names(strategy, condition)) <= num
-    assert folded.step_time_s > replay(workload, cost).step_time_s
+    assert folded.step_time_s > replay(workload, cost, shares=False).step_time_s
 
 
 def test_a_healthy_job_is_one_pipeline_and_a_slow_rank_makes_two() -> None:
@@ -159,7 +163,7 @@ def test_steps_played_at_once_are_the_replay(name: str, zero: int) -> None:
         conditions = [some_condition(32, seed) for seed in range(3)]
         found = play_steps(workload, cost, np.stack([c.compute for c in conditions]), np.stack([c.network for c in conditions]))
         for step_s, condition in zip(found, conditions, strict=True):
-            assert step_s == pytest.approx(replay(workload, cost, condition).step_time_s, rel=near)
+            assert step_s == pytest.approx(replay(workload, cost, condition, shares=False).step_time_s, rel=near)
 
 
 WORKLOAD = build_workload(MODEL, strategy_of(1, 4, 2, "1F1B", 8, "none"))

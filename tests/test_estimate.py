@@ -25,7 +25,7 @@ from simulator.workload import build_workload
 @pytest.mark.parametrize(("zero", "tp", "m"), list(product(range(4), (1, 4), (1, 2, 7))))
 def test_without_a_pipeline_estimate_and_replay_are_one(zero: int, tp: int, m: int) -> None:
     for recompute in RECOMPUTE:
-        assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, recompute))) < 1e-12
+        assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, recompute), shares=False)) < 1e-12
 
 
 SOFTWARE: dict[str, dict[str, Any]] = {
@@ -48,14 +48,15 @@ AXES: dict[str, dict[str, Any]] = {
 def test_without_a_pipeline_they_are_one_with_any_software(name: str, zero: int, tp: int) -> None:
     software = Software(kernels="fused", **SOFTWARE[name])
     for cost, m, recompute in product((COST, CALIBRATED, THE_CATALOGUES, IN_LINE), (1, 5), ("none", "full")):
-        assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, recompute, software=software), cost)) < 1e-12
+        assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, recompute, software=software), cost, shares=False)) < 1e-12
 
 
 @pytest.mark.parametrize(("zero", "tp"), list(product(range(4), (1, 2))))
 @pytest.mark.parametrize("name", AXES)
 def test_without_a_pipeline_they_are_one_on_any_axis(name: str, zero: int, tp: int) -> None:
     for cost, m in product((COST, CALIBRATED, THE_CATALOGUES, IN_LINE), (1, 5)):
-        assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, "full", **AXES[name]), cost, SPARSE)) < 1e-12
+        assert abs(off(strategy_of(zero, 1, tp, "1F1B", m, "full", **AXES[name]), cost, SPARSE, shares=False)) < 1e-12
+        assert -0.015 < off(strategy_of(zero, 1, tp, "1F1B", m, "full", **AXES[name]), cost, SPARSE) < 1e-6
 
 
 @pytest.mark.parametrize(("name", "zero", "pp", "m"), [
@@ -81,8 +82,9 @@ def test_with_a_pipeline_where_nothing_hides_the_estimate_is_close(zero: int, pp
 
 
 CALIBRATED_BOUND = 0.02
-CHUNKED_BOUNDS = {0: (0.03, 0.01), 1: (0.03, 0.01), 2: (0.07, 0.01), 3: (0.07, 0.01)}
-"""By ZeRO level, of short steps and of 8 p micro-batches: the head makes one chunk of the last rank longer."""
+CHUNKED_BOUNDS = {0: (0.03, 0.01), 1: (0.03, 0.01), 2: (0.07, 0.01), 3: (0.07, 0.03)}
+"""By ZeRO level, of short steps and of 8 p micro-batches: the head makes one chunk of the last rank longer, and gathers of
+ZeRO-3 share NICs with sends, of which the closed form knows nothing."""
 
 
 @pytest.mark.parametrize(("zero", "pp", "chunks"), list(product(range(4), (2, 4, 8), (2, 4))))
@@ -155,9 +157,10 @@ def test_split_backward_is_the_whole_one_cut_in_two() -> None:
         assert slower > 0 if software.tp_backward else slower == 0
 
 
-@pytest.mark.parametrize(("chunks", "rounds", "bound"), [(7, 1, 0.06), (7, 2, 0.03), (7, 8, 0.01), (4, 1, 0.07), (2, 2, 0.02)])
+@pytest.mark.parametrize(("chunks", "rounds", "bound"), [(7, 1, 0.065), (7, 2, 0.03), (7, 8, 0.01), (4, 1, 0.07), (2, 2, 0.02)])
 def test_with_unequal_chunks_the_estimate_is_close(chunks: int, rounds: int, bound: float) -> None:
-    """126 layers on 112 stages: some have two, most have one, and ranks go through the chunks together."""
+    """126 layers on 112 stages: some have two, most have one, and ranks go through the chunks together. Sends on the way back
+    share NICs with reductions, which the closed form does not know (0.7 % of the shortest step)."""
     model, cost = load_model("llama-3.1-405b"), cost_model(load_cluster("dgx-h100:2048"))
     strategy = Strategy(dp=128, tp=8, pp=16, chunks=chunks, schedule="Interleaved1F1B", num_microbatches=16 * rounds,
                         seq_len=8192, zero=1)

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from profiles.hardware import load_cluster
-from simulator.networks import Routes, SharedLinks, Stream, build_fabric, degraded, max_min_rates, stream_routes
+from simulator.networks import Routes, SharedLinks, Stream, Transfer, build_fabric, degraded, max_min_rates, stream_routes
 from simulator.strategy import Strategy
 
 INF = float("inf")
@@ -184,7 +184,13 @@ def test_the_mean_time_in_a_shared_link_is_that_of_the_queue() -> None:
         assert stay == pytest.approx(x / (1 - load), rel=0.04)
 
 
-STREAMS = (Stream("tp", "all_gather"), Stream("dp", "reduce_scatter"), Stream("pp", "send"), Stream("pp", "send", True))
+def stream(axis: str, kind: str, seconds: float = 1e-12, is_backward: bool = False) -> Stream:
+    """Return a stream of a gigabyte; priced at next to nothing it takes all of its busiest link."""
+    return Stream((Transfer(axis, kind, 1e9),), seconds, is_backward)
+
+
+STREAMS = (stream("tp", "all_gather"), stream("dp", "reduce_scatter"), stream("pp", "send"),
+           stream("pp", "send", is_backward=True))
 
 
 @pytest.mark.parametrize("text", ["dgx-h100:16", "h100-roce3200:2048", "frontier:256"])
@@ -193,8 +199,8 @@ def test_a_stream_alone_runs_as_priced_and_two_on_a_nic_share_it(text: str) -> N
     strategy = Strategy(tp=8, pp=4, dp=cluster.num_gpus // 32)
     routes = stream_routes(build_fabric(cluster), strategy, STREAMS)
     of = np.arange(routes.num).reshape(len(STREAMS), 4)
-    for stream in of:
-        assert max_min_rates(routes, np.isin(np.arange(routes.num), stream).astype(np.int64))[stream] == pytest.approx(1)
+    for one in of:
+        assert max_min_rates(routes, np.isin(np.arange(routes.num), one).astype(np.int64))[one] == pytest.approx(1)
     both = max_min_rates(routes, np.isin(np.arange(routes.num), of[1:3]).astype(np.int64))
     # in the middle of the pipeline sends and reductions leave by one NIC; tensor parallelism has its own wires
     assert np.all(both[of[1]] < 1) and np.all(both[of[2, 1:3]] < 1)
@@ -219,5 +225,5 @@ def test_forward_and_backward_sends_pass_each_other() -> None:
     assert max_min_rates(routes, forward[1] + backward[2]).sum() == pytest.approx(1 + 1)
     assert max_min_rates(routes, forward[1] + backward[1]).sum() == pytest.approx(0.5 + 0.5)
     assert max_min_rates(routes, forward[1] + backward[3]).sum() == pytest.approx(0.5 + 0.5)
-    slow = stream_routes(fabric, strategy, tuple(s._replace(share=0.6) for s in STREAMS[2:]))
+    slow = stream_routes(fabric, strategy, tuple(s._replace(seconds=1e9 / fabric.out_bytes_per_s / 0.6) for s in STREAMS[2:]))
     assert max_min_rates(slow, forward[1] + backward[1]).sum() == pytest.approx(2 * 0.5 / 0.6)

@@ -69,7 +69,8 @@ def test_the_breakdown_adds_up(zero: int) -> None:
         closed = estimate(workload, cost)
         assert sum(float(v) for v in closed.breakdown_s.values()) == pytest.approx(float(closed.step_time_s), rel=1e-12)
         if pp == 1 and cost is COST:
-            # without a bubble the closed form and the replay agree on every part
+            # without a bubble the closed form and the replay agree on every part, were it not for the links that are shared
+            parts = breakdown(replay(workload, cost, shares=False))
             for name, value in closed.breakdown_s.items():
                 assert float(value) == pytest.approx(parts[name], rel=1e-9, abs=1e-9 * timeline.step_time_s)
 

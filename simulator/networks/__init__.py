@@ -18,14 +18,15 @@ from simulator.networks.links import links
 from simulator.networks.loads import Contention, axis_flows, contention, link_loads
 from simulator.networks.non_blocking import non_blocking
 from simulator.networks.shared import SharedLinks
-from simulator.networks.streams import Stream, stream_routes
+from simulator.networks.streams import Stream, Transfer, stream_routes
 from simulator.networks.topology import Paths, Ports, Topology
 from simulator.networks.torus import torus
 from simulator.networks.traffic import Flows, axis_groups, collective_flows
+from simulator.networks.wires import Flow, Wires, through
 
-__all__ = ["TOPOLOGIES", "Contention", "Fabric", "Flows", "Paths", "Ports", "Routes", "SharedLinks", "Stream", "Topology",
-           "axis_flows", "axis_groups", "build_fabric", "collective_flows", "contention", "degraded", "link_loads",
-           "max_min_rates", "stream_routes"]
+__all__ = ["TOPOLOGIES", "Contention", "Fabric", "Flow", "Flows", "Paths", "Ports", "Routes", "SharedLinks", "Stream",
+           "Topology", "Transfer", "Wires", "axis_flows", "axis_groups", "build_fabric", "collective_flows", "contention",
+           "degraded", "link_loads", "max_min_rates", "stream_routes", "through"]
 
 TOPOLOGIES: dict[str, Callable[[Mapping[str, Any], Ports, str], Topology]] = {
     "non_blocking": non_blocking,
