@@ -1,46 +1,114 @@
-"""Start a job under torchrun, follow its progress, return its run. Needs torch only in the processes it starts."""
+"""Start a job under torchrun, follow it, restart it from its newest checkpoint when ranks fail, and return its run.
+
+Needs torch only in the processes that it starts.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import importlib.util
 import json
 import os
+import queue
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from itertools import count
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from executor.data import STDLIB, open_data, write_stdlib
 from executor.engine import refusal
+from executor.journal import JOURNAL_FILE, Line, note, read_journal, trained_steps
+from executor.manifest import check_same_training, checkpoints, read_manifest
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
+from executor.supervise import Failure, Survival, Watch, cause, forget_ranks, launcher_lock, signal_ranks
+from executor.vitals import ATTEMPT, GRACE, LAUNCH
 from profiles.files import BadInput, make_folder, write_text
 from profiles.measure import CPU_ENVIRONMENT
 from simulator.schedules import load_table
+from simulator.strategy import Strategy
 
 NUM_LOG_LINES = 20
-PATIENCE_S = 15.0
+PATIENCE_S, LOOK_S = 5.0, 0.2
+MAX_BACKOFF_S = 60.0
+WORKER = "executor.train"
+OnLine = Callable[[Line], None]
+Smaller = Callable[[int], Strategy | None]
+"""Returns the best strategy for at most so many ranks, with the same global batch; None where there is none."""
 
 
-def launch(job: Job, on_progress: Callable[[dict[str, Any]], None] | None = None) -> Run:
-    """Run a job in its own processes and return what was measured; the job's folder keeps the run and the log."""
+class Left(Exception):
+    """Training was asked to leave and did, after `step` steps."""
+
+    def __init__(self, step: int) -> None:
+        super().__init__(f"left after {step} steps, as asked to")
+        self.step = step
+
+
+def launch(
+    job: Job, on_progress: OnLine | None = None, survival: Survival = Survival(), *,  # noqa: B008
+    on_event: OnLine | None = None, smaller: Smaller | None = None, ranks_left: Callable[[], int] | None = None,
+) -> Run:
+    """Run a job in its own processes and return what was measured; the job's folder keeps run, journal and log.
+
+    A failed attempt is followed by another, from the newest good checkpoint; where `ranks_left` then counts fewer ranks than
+    the strategy has, `smaller` gives another. Asked to leave by SIGTERM, ranks write a checkpoint and leave: `Left`.
+    """
     check_launch(job)
     folder = make_folder(job.out)
-    job_file = write_text(folder / JOB_FILE, json.dumps(job_as_dict(job), indent=2) + "\n")
-    if job.data == STDLIB:
-        write_stdlib(folder)
-    log_file = folder / LOG_FILE
-    (folder / RUN_FILE).unlink(missing_ok=True)  # a run that fails must not leave the one before it
-    command = [
-        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
-        str(job.strategy.world_size), "-m", "executor.train", str(job_file),
-    ]
-    with log_file.open("w") as log:
-        status = _follow(command, child_environment(job), log, on_progress)
-    if status != 0:
-        raise RuntimeError(f"training stopped with status {status}; the whole log is {log_file}\n{tail(log_file)}")
+    say = on_event or (lambda line: None)
+    start_id = uuid.uuid4().hex
+    job_file = (folder / JOB_FILE).resolve()
+    with launcher_lock(folder, start_id), _asked_to_leave() as asked:
+        signal_ranks(folder, signal.SIGKILL, str(job_file))  # of a launch that was lost
+        (folder / RUN_FILE).unlink(missing_ok=True)  # a run that fails must not leave the one before it
+        (folder / LOG_FILE).unlink(missing_ok=True)
+        if not checkpoints(folder):
+            (folder / JOURNAL_FILE).unlink(missing_ok=True)
+        if job.data == STDLIB:
+            write_stdlib(folder)
+        stuck = 0
+        for attempt in count():
+            write_text(job_file, json.dumps(job_as_dict(job), indent=2) + "\n")
+            begun_at = num_trained(folder)
+            say(note(folder, event="launch", attempt=attempt, strategy=job.strategy.describe()))
+            failure, log = _attempt(job, job_file, attempt, start_id, survival, asked, on_progress, say)
+            if failure is None:
+                break
+            say(note(folder, event="failure", attempt=attempt, reason=failure.reason, silent_s=failure.silent_s))
+            if attempt >= survival.max_restarts or "BadInput" in failure.reason:
+                end = f"training stopped: {failure.reason}" + (f"; after {attempt} restarts" if attempt else "")
+                raise RuntimeError(f"{end}; the whole log is {folder / LOG_FILE}\n{tail(log)}")
+            stuck = 0 if num_trained(folder) > begun_at else stuck + 1
+            time.sleep(min(MAX_BACKOFF_S, survival.backoff_s * 2**stuck))
+            job = _refit(job, smaller, ranks_left, say)
+        say(note(folder, event="end", attempt=attempt))
+    if not (folder / RUN_FILE).exists():
+        raise Left(next((read_manifest(held).step for held in checkpoints(folder)), 0))
     return read_run(folder)
+
+
+def _refit(job: Job, smaller: Smaller | None, ranks_left: Callable[[], int] | None, say: OnLine) -> Job:
+    """Return the job for the ranks that are left: the same one where they are enough."""
+    left = ranks_left() if ranks_left else _gpus_left() if job.device == "cuda" else int(job.strategy.world_size)
+    if left >= job.strategy.world_size:
+        return job
+    strategy = smaller(left) if smaller and left else None
+    if strategy is None:
+        raise RuntimeError(f"{left} of {job.strategy.world_size} ranks are left, and there is no strategy for them")
+    say(note(job.out, event="refit", ranks=left, strategy=strategy.describe()))
+    return replace(job, strategy=strategy, table="")
+
+
+def num_trained(folder: Path) -> int:
+    """Return how many steps of a run count so far."""
+    return max(trained_steps(read_journal(folder)), default=-1) + 1
 
 
 def check_launch(job: Job) -> None:
@@ -54,12 +122,33 @@ def check_launch(job: Job) -> None:
         raise BadInput(f"strategy: {reason}")
     if job.data != STDLIB:
         open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab, fingerprint=job.fingerprint)
+    _check_resume(job)
     if job.device == "cuda":
-        import torch
-
-        present = torch.cuda.device_count()
+        present = _gpus_left()
         if present < job.strategy.world_size:
             raise BadInput(f"strategy: needs {job.strategy.world_size} GPUs, this machine has {present}")
+
+
+def _check_resume(job: Job) -> None:
+    """Refuse to resume from nothing, from another training, or to start anew where checkpoints lie."""
+    if not job.resume:
+        if held := checkpoints(job.out):
+            raise BadInput(f"out: {job.out} holds checkpoints of an earlier run (up to {held[0].name}); go on from them with "
+                           "--resume, or give another folder")
+        return
+    for folder in (*checkpoints(job.out), *checkpoints(job.resume)):
+        with contextlib.suppress(BadInput):
+            manifest = read_manifest(folder)
+            # what data the text of a run is, its ranks find out
+            check_same_training(folder, manifest, job, manifest.data)
+            return
+    raise BadInput(f"resume: {job.resume} holds no good checkpoint of this training")
+
+
+def _gpus_left() -> int:
+    """Return the GPUs of this machine, asked in a process of its own: a driver's view does not change within one."""
+    words = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
+    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
 
 
 def child_environment(job: Job) -> dict[str, str]:
@@ -69,30 +158,98 @@ def child_environment(job: Job) -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(CPU_ENVIRONMENT if job.device == "cpu" else {})}
 
 
-def _follow(
-    command: list[str], env: dict[str, str], log: TextIO, on_progress: Callable[[dict[str, Any]], None] | None
-) -> int:
-    process = subprocess.Popen(
-        command, env=env, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
-    )
+@contextlib.contextmanager
+def _asked_to_leave() -> Iterator[threading.Event]:
+    """Yield what SIGTERM sets; outside a main thread, which alone hears signals, nothing does."""
+    asked = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: asked.set())
     try:
-        assert process.stdout is not None
-        for line in process.stdout:
-            if not line.startswith("{"):
-                log.write(line)
-            elif on_progress is not None and "event" not in (told := json.loads(line)):
-                on_progress(told)
-        return process.wait()
+        yield asked
     finally:
-        stop(process)
+        signal.signal(signal.SIGTERM, before)
+
+
+def _attempt(
+    job: Job, job_file: Path, attempt: int, start_id: str, survival: Survival, asked: threading.Event,
+    on_progress: OnLine | None, say: OnLine,
+) -> tuple[Failure | None, str]:
+    """Run torchrun to its end, or until a rank fails or does not leave in time; return why it failed, and its log."""
+    command = [
+        sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node",
+        str(job.strategy.world_size), "-m", WORKER, str(job_file),
+    ]
+    env = child_environment(job) | {LAUNCH: start_id, ATTEMPT: str(attempt), GRACE: str(survival.grace_s)}
+    log_file = Path(job.out) / LOG_FILE
+    with log_file.open("a") as log:
+        begin = log.tell()
+        forget_ranks(job.out)
+        watch = Watch(job.out, int(job.strategy.world_size), survival)
+        process = subprocess.Popen(
+            command, env=env, stdout=subprocess.PIPE, stderr=log, text=True, start_new_session=True
+        )
+        lines: queue.Queue[str] = queue.Queue()
+        reader = threading.Thread(target=_read, args=(process, lines), daemon=True)
+        reader.start()
+        failure, leave_s = None, 0.0
+        try:
+            while failure is None and process.poll() is None:
+                _hand_on(lines, log, on_progress, say)
+                failure = watch.failure()
+                if asked.is_set():
+                    if not leave_s:
+                        signal_ranks(job.out, signal.SIGTERM, str(job_file))
+                    leave_s += LOOK_S
+                    if leave_s > survival.grace_s:
+                        break
+        finally:
+            signal_ranks(job.out, signal.SIGKILL, str(job_file))
+            stop(process)
+            reader.join(PATIENCE_S)
+        _hand_on(lines, log, on_progress, say, wait=False)
+        log.flush()
+    text = log_file.read_bytes()[begin:].decode(errors="replace")
+    if asked.is_set() or (failure is None and process.returncode == 0):
+        return None, text
+    known = cause(text)
+    silent_s = failure.silent_s if failure else 0.0
+    reason = failure.reason if failure else f"torchrun ended with status {process.returncode}"
+    return Failure(f"{reason}: {known}" if known else reason, silent_s), text
+
+
+def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:
+    assert process.stdout is not None
+    for line in process.stdout:
+        lines.put(line)
+
+
+def _hand_on(lines: queue.Queue[str], log: Any, on_progress: OnLine | None, say: OnLine, wait: bool = True) -> None:
+    """Give lines to whom they are for, for a moment: steps, events, and the log."""
+    until_s = time.monotonic() + (LOOK_S if wait else 0.0)
+    while True:
+        try:
+            line = lines.get(timeout=max(0.0, until_s - time.monotonic())) if wait else lines.get_nowait()
+        except queue.Empty:
+            return
+        if not line.startswith("{"):
+            log.write(line)
+        elif "event" in (told := json.loads(line)):
+            say(told)
+        elif on_progress is not None:
+            on_progress(told)
+        if wait and time.monotonic() >= until_s:
+            return
 
 
 def stop(process: subprocess.Popen[str]) -> None:
-    """End torchrun and with it its workers: asked first, forced after a while."""
-    if process.poll() is not None:
+    """End torchrun, whose workers are ended already: asked first, forced after a while."""
+    try:
+        process.wait(PATIENCE_S if process.poll() is None else 0)
         return
-    # the workers have sessions of their own, and only torchrun knows them: let it end them
-    process.terminate()
+    except subprocess.TimeoutExpired:
+        process.terminate()
     try:
         process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
@@ -100,8 +257,8 @@ def stop(process: subprocess.Popen[str]) -> None:
         process.wait()
 
 
-def tail(path: Path) -> str:
+def tail(log: str) -> str:
     """Return the last lines of a log before torchrun's own account of the failure, which is long and says little."""
-    lines = path.read_text(errors="replace").splitlines()
+    lines = log.splitlines()
     account = next((i for i, line in enumerate(lines) if "distributed/elastic/multiprocessing" in line), None)
     return "\n".join(lines[: account or None][-NUM_LOG_LINES:])

@@ -34,7 +34,7 @@ from executor.run import DATA, Job, Run, job_from_dict, write_run
 from executor.vitals import Vitals
 from profiles.files import read_mapping
 from profiles.measure.leave import leave_group
-from simulator.layout import ORDER
+from simulator.layout import ORDER, rank_of
 from simulator.schedules import load_table
 from simulator.timeline import COLUMNS
 
@@ -48,11 +48,13 @@ def main(path: str) -> None:
     device = _own_device(job.device)
     dist.init_process_group(BACKENDS[job.device], device_id=device if device.type == "cuda" else None)
     mine = train(job, device, vitals)
-    vitals.advance("ending")
+    vitals.advance("ending the run")
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, mine)
     if dist.get_rank() == 0 and all(everyone):
         write_run(join(job, everyone), job.out)
+    dist.barrier()
+    vitals.end()
     leave_group()
 
 
@@ -73,6 +75,7 @@ def train(job: Job, device: torch.device, vitals: Vitals) -> dict[str, Any] | No
     table = load_table(job.table)[0] if job.table else None
     parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate, table=table)
     reporter = Reporter(job, dist.get_rank())
+    reports = dist.get_rank() == rank_of(job.strategy, pp=parallel.home[max(parallel.home)])
     # each on a group of its own: threads and steps in flight must not share one
     pulse, saving = Pulse(dist.new_group(backend="gloo")), dist.new_group(backend="gloo")
     checkpointer = Checkpointer(job, parallel, source.fingerprint, saving, reporter.say)
@@ -94,6 +97,8 @@ def train(job: Job, device: torch.device, vitals: Vitals) -> dict[str, Any] | No
                     tokens = _on_device(batch, device)
                 loss = run_step(parallel, schedule, tokens, recorder)
                 update(parallel, recorder)
+            if reports and loss is not None:
+                tell({"step": step, "loss": float(loss), "step_time_s": recorder.spent_s["step"]})
             is_left = reporter.step(step - 1, pulse.receive())
             pulse.send(told(vitals, recorder, parallel, job, step, batch, loss, begun_at_s))
             if is_left or step + 1 == job.num_steps or (job.checkpoint_every and (step + 1) % job.checkpoint_every == 0):
@@ -150,25 +155,22 @@ def told(
 
 
 class Reporter:
-    """Rank 0's voice: the journal, and the same lines on standard output; other ranks say nothing."""
+    """Rank 0's voice: the journal, and its events on standard output; other ranks say nothing."""
 
     def __init__(self, job: Job, rank: int) -> None:
         self.job, self.is_first = job, rank == 0
 
     def say(self, event: str, **facts: Any) -> None:
         """Report an event."""
-        self._add({"event": event, **facts})
+        if self.is_first:
+            tell(note(self.job.out, event=event, **facts))
 
     def step(self, step: int, everyone: list[Told] | None) -> bool:
         """Report a step by what all ranks told of it, if anything; return whether one of them was asked to leave."""
         if everyone is None:
             return False
-        losses = [told.loss for told in everyone if not math.isnan(told.loss)]
-        samples = sorted((int(t.first_sample), int(t.num_samples), int(t.crc32)) for t in everyone if t.num_samples)
-        self._add({
-            "step": step, "loss": float(np.mean(losses)), "step_time_s": max(t.step_time_s for t in everyone),
-            "data_s": max(t.data_s for t in everyone), "begun_at_s": everyone[0].begun_at_s, "samples": samples,
-        })
+        if self.is_first:
+            note(self.job.out, **step_line(step, everyone))
         return any(told.leaves for told in everyone)
 
     def adopt(self, lines: list[dict[str, Any]], num_steps: int) -> None:
@@ -177,9 +179,23 @@ class Reporter:
             if step < num_steps and self.is_first:
                 note(self.job.out, **line)
 
-    def _add(self, line: dict[str, Any]) -> None:
-        if self.is_first:
-            print(json.dumps(note(self.job.out, **line)), flush=True)
+
+def step_line(step: int, everyone: list[Told]) -> dict[str, Any]:
+    """Return a step as the journal has it: the mean loss, the slowest rank's seconds, and who had which samples."""
+    losses = [told.loss for told in everyone if not math.isnan(told.loss)]
+    samples = sorted((int(t.first_sample), int(t.num_samples), int(t.crc32)) for t in everyone if t.num_samples)
+    return {
+        "step": step, "loss": float(np.mean(losses)), "step_time_s": max(t.step_time_s for t in everyone),
+        "data_s": max(t.data_s for t in everyone), "begun_at_s": everyone[0].begun_at_s, "samples": samples,
+    }
+
+
+def tell(line: dict[str, Any]) -> None:
+    """Print a line for the launcher; where it is gone, nobody listens any more."""
+    try:
+        print(json.dumps(line), flush=True)
+    except BrokenPipeError:
+        sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 
 
 def update(parallel: Parallel, recorder: Recorder) -> None:

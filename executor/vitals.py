@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 FOLDER, LOCK_FILE = "alive", "launcher.lock"
-BEAT_S = 0.5
+BEAT_S, ENDING = 0.5, "ending"
 LAUNCH, ATTEMPT, GRACE = "HEADWAY_LAUNCH", "HEADWAY_ATTEMPT", "HEADWAY_GRACE_S"
 """Variables of a worker's environment: the launch that minds it, its attempt, and how long it may take to leave."""
 _SIZE = 128
@@ -54,6 +54,11 @@ class Vitals:
         """Say that work goes on, and with what."""
         self._doing = doing
         self._advances += 1
+
+    def end(self) -> None:
+        """Say, at once, that this rank's process may end."""
+        self.advance(ENDING)
+        self._beat()
 
     def leave(self) -> None:
         """Note that this rank was asked to leave."""
