@@ -26,8 +26,9 @@ from executor.data import STDLIB, open_data, write_stdlib
 from executor.engine import refusal
 from executor.journal import JOURNAL_FILE, Line, note, read_journal, trained_steps
 from executor.manifest import check_same_training, checkpoints, read_manifest
+from executor.monitor import check_monitor
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
-from executor.supervise import Failure, Survival, Watch, cause, forget_ranks, launcher_lock, signal_ranks
+from executor.supervise import LOST_AFTER, Failure, Survival, Watch, cause, forget_ranks, launcher_lock, signal_ranks
 from executor.vitals import ATTEMPT, GRACE, LAUNCH
 from profiles.files import BadInput, make_folder, write_text
 from profiles.measure import CPU_ENVIRONMENT
@@ -87,19 +88,21 @@ def launch(
                 raise RuntimeError(f"{end}; the whole log is {folder / LOG_FILE}\n{tail(log)}")
             stuck = 0 if num_trained(folder) > begun_at else stuck + 1
             time.sleep(min(MAX_BACKOFF_S, survival.backoff_s * 2**stuck))
-            job = _refit(job, smaller, ranks_left, say)
+            left = ranks_left() if ranks_left else _ranks_left(job)
+            if survival.node_ranks and stuck >= LOST_AFTER:
+                left, stuck = min(left, int(job.strategy.world_size) - survival.node_ranks), 0
+            job = _refit(job, left, smaller, say)
         say(note(folder, event="end", attempt=attempt))
     if not (folder / RUN_FILE).exists():
         raise Left(next((read_manifest(held).step for held in checkpoints(folder)), 0))
     return read_run(folder)
 
 
-def _refit(job: Job, smaller: Smaller | None, ranks_left: Callable[[], int] | None, say: OnLine) -> Job:
+def _refit(job: Job, left: int, smaller: Smaller | None, say: OnLine) -> Job:
     """Return the job for the ranks that are left: the same one where they are enough."""
-    left = ranks_left() if ranks_left else _gpus_left() if job.device == "cuda" else int(job.strategy.world_size)
     if left >= job.strategy.world_size:
         return job
-    strategy = smaller(left) if smaller and left else None
+    strategy = smaller(left) if smaller and left > 0 else None
     if strategy is None:
         raise RuntimeError(f"{left} of {job.strategy.world_size} ranks are left, and there is no strategy for them")
     say(note(job.out, event="refit", ranks=left, strategy=strategy.describe()))
@@ -114,6 +117,7 @@ def num_trained(folder: Path) -> int:
 def check_launch(job: Job) -> None:
     """Refuse a job that cannot start on this machine; CPU ranks may outnumber cores, GPU ranks not GPUs."""
     check_job(job)
+    check_monitor(job)
     if importlib.util.find_spec("torch") is None:
         raise BadInput("torch: is not installed, and running a plan needs it; pip install headway[torch]")
     table = load_table(job.table)[0] if job.table else None
@@ -143,6 +147,10 @@ def _check_resume(job: Job) -> None:
             check_same_training(folder, manifest, job, manifest.data)
             return
     raise BadInput(f"resume: {job.resume} holds no good checkpoint of this training")
+
+
+def _ranks_left(job: Job) -> int:
+    return _gpus_left() if job.device == "cuda" else int(job.strategy.world_size)
 
 
 def _gpus_left() -> int:
@@ -213,10 +221,12 @@ def _attempt(
     text = log_file.read_bytes()[begin:].decode(errors="replace")
     if asked.is_set() or (failure is None and process.returncode == 0):
         return None, text
+    if failure is None:
+        failure = Failure(f"torchrun ended with status {process.returncode}")
+    elif not failure.is_end:
+        return failure, text  # ranks were ended here, and what the log says is of that
     known = cause(text)
-    silent_s = failure.silent_s if failure else 0.0
-    reason = failure.reason if failure else f"torchrun ended with status {process.returncode}"
-    return Failure(f"{reason}: {known}" if known else reason, silent_s), text
+    return replace(failure, reason=f"{failure.reason}: {known}") if known else failure, text
 
 
 def _read(process: subprocess.Popen[str], lines: queue.Queue[str]) -> None:

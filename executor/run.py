@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from dataclasses import field as field_
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -24,6 +25,19 @@ DATA = "data"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Expected:
+    """What a plan says of a job, for comparison while it runs; 0, None or nothing where it says nothing.
+
+    `seconds` is the step in the terms of a waterfall that ranks measure; `peak_flop_per_s` and the price are of one rank.
+    """
+
+    step_time_s: float = 0.0
+    seconds: dict[str, float] = field_(default_factory=dict)
+    peak_flop_per_s: float = 0.0
+    usd_per_gpu_hour: float | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """A training run to make: model, strategy, length, data, device and where the results go.
 
@@ -32,7 +46,8 @@ class Job:
     `first_sample` is how many samples were trained before, `fingerprint` (or its beginning) what the data must have.
 
     Every `checkpoint_every` steps (0: never) a checkpoint is written and the last `keep` are kept. Training goes on from the
-    newest good one in `out`, else from that of the run folder `resume`.
+    newest good one in `out`, else from that of the run folder `resume`. Every `log_every` steps (0: never) a line says how
+    training goes, beside what is `expected`; `prometheus` is a file and `tensorboard` a folder for the same.
     """
 
     model: ModelSpec
@@ -51,6 +66,10 @@ class Job:
     keep: int = 2
     async_checkpoint: bool = False
     resume: str = ""
+    log_every: int = 0
+    prometheus: str = ""
+    tensorboard: str = ""
+    expected: Expected = Expected()
 
 
 def job_as_dict(job: Job) -> dict[str, Any]:

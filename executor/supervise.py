@@ -18,6 +18,7 @@ from profiles.files import BadInput
 
 SILENT_S = 6.0
 """Beats come twice a second; a rank without any for so long is stopped."""
+LOST_AFTER = 2
 _LOST_PEER = re.compile(r"[Cc]onnection (?:closed|reset|refused)|Broken pipe|ChildFailedError|SignalException|DistNetworkError")
 """What the ranks say that outlive another."""
 Clock = Callable[[], float]
@@ -29,6 +30,7 @@ class Survival:
 
     A rank hangs when it does not advance for `hang_timeout_s`; until its second step, which may have to compile, for
     `start_timeout_s`. Asked to leave, it has `grace_s`. Restarts wait `backoff_s`, twice that after each without progress.
+    After `LOST_AFTER` failures without progress `node_ranks` ranks (0: none) count as lost.
     """
 
     max_restarts: int = 0
@@ -36,14 +38,19 @@ class Survival:
     start_timeout_s: float = 900.0
     grace_s: float = 30.0
     backoff_s: float = 1.0
+    node_ranks: int = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Failure:
-    """Why an attempt ended: in words, and for how long nothing had been heard of the rank before that was seen."""
+    """Why an attempt failed: in words, and for how long nothing had been heard of the rank before that was seen.
+
+    `is_end` is whether processes had ended by themselves.
+    """
 
     reason: str
     silent_s: float = 0.0
+    is_end: bool = True
 
 
 @dataclass(slots=True)
@@ -78,7 +85,7 @@ class Watch:
         sign, s = read_sign(self._run, rank), self._survival
         if sign is None:
             silent_s = now_s - self._begun_s
-            return (2, Failure(f"rank {rank} did not start within {silent_s:.0f} s", silent_s)) if (
+            return (2, Failure(f"rank {rank} did not start within {silent_s:.0f} s", silent_s, False)) if (
                 silent_s > s.start_timeout_s) else None
         heard = self._heard.setdefault(rank, _Heard(sign, now_s, now_s))
         if sign.beats != heard.sign.beats:
@@ -92,11 +99,11 @@ class Watch:
             return 0, Failure(f"rank {rank} is gone ({sign.doing})", now_s - heard.beat_s)
         if now_s - heard.beat_s > SILENT_S:
             return 1, Failure(f"rank {rank} is stopped ({sign.doing}): no beat for {now_s - heard.beat_s:.0f} s",
-                              now_s - heard.beat_s)
+                              now_s - heard.beat_s, False)
         waited_s = now_s - heard.advance_s
         if waited_s > (s.hang_timeout_s if sign.advances > 1 else s.start_timeout_s):
             doing = ", ".join(f"rank {r}: {h.sign.doing}" for r, h in sorted(self._heard.items()))
-            return 3, Failure(f"training hangs: no progress for {waited_s:.0f} s ({doing})", waited_s)
+            return 3, Failure(f"training hangs: no progress for {waited_s:.0f} s ({doing})", waited_s, False)
         return None
 
 

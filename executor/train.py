@@ -26,6 +26,7 @@ from executor.checkpoint import Checkpointer, load_state, newest_good
 from executor.data.order import positions
 from executor.journal import note, read_journal, trained_steps
 from executor.manifest import check_same_training
+from executor.monitor import Monitor
 from executor.parallel import Parallel, parallelise
 from executor.pipeline import build_pipeline, run_step
 from executor.pulse import Pulse, Told
@@ -39,11 +40,14 @@ from simulator.schedules import load_table
 from simulator.timeline import COLUMNS
 
 BACKENDS = {"cpu": "gloo", "cuda": "nccl"}
+RECORDED_VARIABLES = ("CUDA_", "GLOO_", "MALLOC_", "MKL_", "NCCL_", "OMP_", "PYTORCH_", "TORCH_")
+"""Beginnings of the names of variables that change how fast or with what numbers training runs."""
 
 
 def main(path: str) -> None:
     """Train the job in a file; rank 0 keeps the journal, reports progress, and writes the run when all steps are done."""
     job = job_from_dict(read_mapping(path), path)
+    torch.manual_seed(job.seed)
     vitals = Vitals(job.out, int(os.environ["RANK"]))
     device = _own_device(job.device)
     dist.init_process_group(BACKENDS[job.device], device_id=device if device.type == "cuda" else None)
@@ -150,7 +154,8 @@ def told(
         step_time_s=spent["step"], data_s=spent[DATA], forward_s=spent.get("F", 0.0),
         backward_s=spent.get("B", 0.0) + spent.get("W", 0.0), dp_s=spent.get("dp", 0.0), optimizer_s=spent["U"],
         first_sample=int(places[0]), num_samples=len(places) if is_first else 0,
-        crc32=zlib.crc32(inputs.tobytes()) if is_first else 0, memory_bytes=0,
+        crc32=zlib.crc32(inputs.tobytes()) if is_first else 0,
+        memory_bytes=_used_bytes() if job.log_every and (step + 1) % job.log_every == 0 else 0,
     )
 
 
@@ -159,6 +164,7 @@ class Reporter:
 
     def __init__(self, job: Job, rank: int) -> None:
         self.job, self.is_first = job, rank == 0
+        self._monitor = Monitor(job) if self.is_first else None
 
     def say(self, event: str, **facts: Any) -> None:
         """Report an event."""
@@ -169,8 +175,10 @@ class Reporter:
         """Report a step by what all ranks told of it, if anything; return whether one of them was asked to leave."""
         if everyone is None:
             return False
-        if self.is_first:
+        if self._monitor is not None:
             note(self.job.out, **step_line(step, everyone))
+            for line in self._monitor.add(step, everyone):
+                tell(note(self.job.out, **line))
         return any(told.leaves for told in everyone)
 
     def adopt(self, lines: list[dict[str, Any]], num_steps: int) -> None:
@@ -232,6 +240,8 @@ def environment(device_type: str) -> dict[str, Any]:
         "torch": torch.__version__, "python": platform.python_version(), "platform": platform.platform(),
         "backend": BACKENDS[device_type], "num_threads": torch.get_num_threads(), "num_cores": os.cpu_count(),
         "device_name": torch.cuda.get_device_name() if device_type == "cuda" else _processor_name(),
+        "numpy": np.__version__, "variables": {
+            name: value for name, value in sorted(os.environ.items()) if name.startswith(RECORDED_VARIABLES)},
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
 
@@ -257,6 +267,11 @@ def _peak_bytes(device: torch.device) -> tuple[int, int]:
         return torch.cuda.max_memory_allocated(device), torch.cuda.max_memory_reserved(device)
     peak = _resident_bytes("VmHWM")
     return peak, peak
+
+
+def _used_bytes() -> int:
+    """Return the memory that this rank holds: allocated on CUDA, resident on CPU."""
+    return torch.cuda.memory_allocated() if torch.cuda.is_available() else _resident_bytes("VmRSS")
 
 
 def _resident_bytes(field: str) -> int:

@@ -3,7 +3,7 @@
 Nothing here needs torch; shards need `zstandard`, tokenizer files `tokenizers` (headway[data]).
 """
 
-from executor.data.corpus import STDLIB, Corpus, batch, open_corpus, sample, write_stdlib
+from executor.data.corpus import FAKE, STDLIB, Corpus, batch, open_corpus, sample, write_stdlib
 from executor.data.feed import Batch, batches, open_data
 from executor.data.order import Order
 from executor.data.prepare import prepare
@@ -11,5 +11,5 @@ from executor.data.reader import Prefetch, Reader
 from executor.data.shards import Shards, open_shards
 from executor.data.tokens import Tokenizer, decode, load_tokenizer
 
-__all__ = ["STDLIB", "Batch", "Corpus", "Order", "Prefetch", "Reader", "Shards", "Tokenizer", "batch", "batches", "decode",
-           "load_tokenizer", "open_corpus", "open_data", "open_shards", "prepare", "sample", "write_stdlib"]
+__all__ = ["FAKE", "STDLIB", "Batch", "Corpus", "Order", "Prefetch", "Reader", "Shards", "Tokenizer", "batch", "batches",
+           "decode", "load_tokenizer", "open_corpus", "open_data", "open_shards", "prepare", "sample", "write_stdlib"]

@@ -17,6 +17,7 @@ from profiles.files import BadInput
 from simulator.strategy import Strategy
 
 STDLIB, CORPUS_FILE = "stdlib", "corpus.txt"
+FAKE = "fake"
 MAX_BYTES = 30_000_000
 _SEEN = 1 << 20
 _SKIPPED_FOLDERS = {"site-packages", "dist-packages", "test", "tests", "idle_test", "__pycache__"}
@@ -41,8 +42,19 @@ class Corpus:
         return hashlib.sha256(str(self.num_bytes).encode() + ends).hexdigest()
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FakeCorpus(Corpus):
+    """Bytes by chance, from no file: for a dry run."""
+
+    def read(self, start: int, num: int) -> NDArray[np.uint8]:
+        """Return `num` bytes that depend on `start` alone."""
+        return np.random.default_rng(start).integers(256, size=num, dtype=np.uint8)
+
+
 def open_corpus(name: str, folder: str | Path, seq_len: int) -> Corpus:
-    """Return a text file as a corpus; 'stdlib' is the file that `write_stdlib` left in the run's folder."""
+    """Return a text file as a corpus; 'stdlib' is the file that `write_stdlib` left in the run's folder, 'fake' is none."""
+    if name == FAKE:
+        return FakeCorpus(path=Path(os.devnull), num_bytes=MAX_BYTES)
     path = Path(folder) / CORPUS_FILE if name == STDLIB else Path(name)
     try:
         with path.open("rb") as f:

@@ -18,16 +18,23 @@ from executor.exports.slurm import slurm
 from executor.exports.torchrun import torchrun
 from executor.exports.torchtitan import torchtitan
 from executor.exports.write import write_export
+from executor.run import Job
 from planner.plan import Plan
 from profiles.files import BadInput
 
-__all__ = ["EXPORTS", "Export", "export_plan", "write_export"]
+__all__ = ["EXPORTS", "LAUNCHERS", "SUBMITTED", "Export", "export_plan", "write_export"]
 
 EXPORTS: dict[str, Callable[[Plan], Export]] = {
     "torchtitan": torchtitan, "megatron": megatron, "deepspeed": deepspeed, "accelerate": accelerate, "torchrun": torchrun,
     "slurm": slurm, "kubernetes": kubernetes, "skypilot": skypilot,
 }
 """Target -> what makes its files of a plan."""
+LAUNCHERS: dict[str, Callable[[Plan, Job | None], Export]] = {"slurm": slurm, "kubernetes": kubernetes, "torchrun": torchrun}
+"""Targets that start Headway's own engine on several machines, with a job of one's own."""
+SUBMITTED: dict[str, tuple[str, ...]] = {
+    "slurm": ("sbatch", "headway.sbatch"), "kubernetes": ("kubectl", "apply", "-f", "jobset.yaml"),
+}
+"""Launcher -> the words that submit its files, in their folder."""
 
 
 def export_plan(plan: Plan, target: str) -> Export:

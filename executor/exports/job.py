@@ -22,13 +22,13 @@ CORPUS = "python -c 'import sys; from executor.data import write_stdlib; write_s
 
 
 def job_of(plan: Plan) -> Job:
-    """Return the job that `headway run` makes of a plan."""
+    """Return the job that `headway run` makes of a plan without further options."""
     return Job(model=plan.question.model, strategy=plan.strategy, out="run", device=plan.question.cluster.accelerator.device)
 
 
-def job_text(plan: Plan, indent: int | None = 2) -> str:
-    """Return the job as the worker reads it."""
-    return json.dumps(job_as_dict(job_of(plan)), indent=indent)
+def job_text(job: Job, indent: int | None = 2) -> str:
+    """Return a job as the worker reads it."""
+    return json.dumps(job_as_dict(job), indent=indent)
 
 
 def refusals_of(plan: Plan) -> Iterator[str]:
@@ -51,11 +51,15 @@ def environment_of(plan: Plan) -> dict[str, str]:
     return dict(CPU_ENVIRONMENT) if job_of(plan).device == "cpu" else {}
 
 
-def job_notes(plan: Plan) -> Iterator[str]:
-    """Yield what the plan does not know of its job."""
-    job = job_of(plan)
+def job_notes(plan: Plan, job: Job | None) -> Iterator[str]:
+    """Yield what the plan does not know of its job, unless that is given."""
+    if job is None:
+        yield from _unknown(plan, job_of(plan))
+    yield "headway[torch] must be installed on every machine"
+    yield "rank 0 writes the folder run, for `headway compare plan.yaml run`"
+
+
+def _unknown(plan: Plan, job: Job) -> Iterator[str]:
     yield (f"steps ({job.num_steps}; the plan's tokens are {num_steps(plan)}), learning rate ({job.learning_rate:g}), data "
            f"({job.data}) "
            f"and seed ({job.seed}) are not in the plan: `headway run`'s own stand in the job, for you to edit")
-    yield "headway[torch] must be installed on every machine"
-    yield "rank 0 writes the folder run, for `headway compare plan.yaml run`"

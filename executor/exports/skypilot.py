@@ -9,7 +9,8 @@ from __future__ import annotations
 from typing import Any
 
 from executor.exports.export import Export, hosts, yaml_text
-from executor.exports.job import CORPUS, FILE, environment_of, job_notes, job_text, refusals_of, torchrun_words
+from executor.exports.job import CORPUS, FILE, environment_of, job_notes, job_of, job_text, refusals_of, torchrun_words
+from executor.run import Job
 from planner.plan import Plan
 
 TASK = "skypilot.yaml"
@@ -21,7 +22,7 @@ ACCELERATORS = {
 """Accelerator of the catalogue -> SkyPilot's name."""
 
 
-def skypilot(plan: Plan) -> Export:
+def skypilot(plan: Plan, job: Job | None = None) -> Export:
     """Return the job of a plan, and the task that runs it."""
     accelerator = plan.question.cluster.accelerator
     refusals = tuple(refusals_of(plan))
@@ -30,8 +31,8 @@ def skypilot(plan: Plan) -> Export:
     if refusals:
         return Export(refusals=refusals)
     notes = (f"start it in the folder of the two files: sky launch {TASK}",
-             "cloud, region, disk and price are SkyPilot's to choose", *job_notes(plan))
-    return Export(files={FILE: job_text(plan) + "\n", TASK: yaml_text(_task(plan), notes)}, notes=notes)
+             "cloud, region, disk and price are SkyPilot's to choose", *job_notes(plan, job))
+    return Export(files={FILE: job_text(job or job_of(plan)) + "\n", TASK: yaml_text(_task(plan), notes)}, notes=notes)
 
 
 def _task(plan: Plan) -> dict[str, Any]:

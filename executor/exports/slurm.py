@@ -6,19 +6,21 @@ Options and variables as in Slurm 25.05 (slurm.schedmd.com/sbatch.html, srun.htm
 from __future__ import annotations
 
 from executor.exports.export import Export, comments, hosts
-from executor.exports.job import CORPUS, FILE, environment_of, job_notes, job_text, refusals_of, torchrun_words
+from executor.exports.job import CORPUS, FILE, environment_of, job_notes, job_of, job_text, refusals_of, torchrun_words
+from executor.run import Job
 from planner.plan import Plan
 
 SCRIPT = "headway.sbatch"
 
 
-def slurm(plan: Plan) -> Export:
+def slurm(plan: Plan, job: Job | None = None) -> Export:
     """Return the job of a plan, and the batch script that runs it."""
     if refusals := tuple(refusals_of(plan)):
         return Export(refusals=refusals)
     machines, gpus = hosts(plan)
     notes = ("submit it in the folder of the two files, which the machines must share: sbatch " + SCRIPT,
-             "account, partition, time and container are not in the plan; add them here or to sbatch's line", *job_notes(plan))
+             "account, partition, time and container are not in the plan; add them here or to sbatch's line",
+             *job_notes(plan, job))
     options = {"job-name": "headway", "nodes": machines, "ntasks-per-node": 1, "exclusive": None}
     if plan.question.cluster.accelerator.device == "cuda":
         options["gpus-per-node"] = gpus
@@ -32,4 +34,4 @@ def slurm(plan: Plan) -> Export:
         # SLURM_NODEID is known to the task on a machine only, so the line is read there
         f"srun bash -c '{words}'",
     ]
-    return Export(files={FILE: job_text(plan) + "\n", SCRIPT: "\n".join(lines) + "\n"}, notes=notes)
+    return Export(files={FILE: job_text(job or job_of(plan)) + "\n", SCRIPT: "\n".join(lines) + "\n"}, notes=notes)
