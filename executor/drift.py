@@ -79,7 +79,7 @@ def _cause(term: str, ranks: Sequence[Rank], strategy: Strategy, predicted: Mapp
         return "communication", f"ranks wait ({term} grew most)"
     forward, backward = (_growth(ranks, predicted, part) for part in ("forward", "backward"))
     if term == "backward" and backward > SLOW * forward and strategy.world_size > 1:
-        return "communication", (f"backward, in which gradients are summed, takes {backward:.2f} times the plan's, "
+        return "communication", (f"backward, with what is sent in it, takes {backward:.2f} times the plan's, "
                                  f"forward {forward:.2f} times")
     return "kernel", f"{term} grew most, on all ranks alike (forward {forward:.2f}, backward {backward:.2f} times the plan's)"
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 from executor.journal import Line
@@ -50,7 +51,7 @@ def goodput(lines: Sequence[Line]) -> Goodput:
     for index, attempt in enumerate(attempts):
         last = attempt[-1]["at_s"]
         following = attempts[index + 1] if index + 1 < len(attempts) else None
-        if following and following[0]["attempt"]:
+        if following and following[0].get("attempt"):
             last = following[0]["at_s"]
         undone_from = min((line["step"] for later in attempts[index + 1 :] for line in later if line.get("event") == "ready"),
                           default=None)
@@ -60,9 +61,10 @@ def goodput(lines: Sequence[Line]) -> Goodput:
 
 
 def _attempts(lines: Sequence[Line]) -> Iterator[list[Line]]:
-    """Yield the lines of each attempt, from its launch on; a journal without a launcher is one attempt."""
-    begins = [i for i, line in enumerate(lines) if line.get("event") == "launch"]
-    for begin, end in zip(begins, [*begins[1:], len(lines)], strict=True):
+    """Yield the lines of each attempt, from its launch on; where there was no launcher, from when its ranks were ready."""
+    kind = "launch" if any(line.get("event") == "launch" for line in lines) else "ready"
+    begins = [i for i, line in enumerate(lines) if line.get("event") == kind]
+    for begin, end in pairwise([*begins, len(lines)]):
         yield list(lines[begin:end])
 
 

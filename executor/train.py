@@ -185,7 +185,8 @@ class Reporter:
         """Take over the first steps from the journal of the run that wrote the checkpoint."""
         for step, line in sorted(trained_steps(lines).items()):
             if step < num_steps and self.is_first:
-                note(self.job.out, **line)
+                # their seconds are those of the other run
+                note(self.job.out, **{name: fact for name, fact in line.items() if name != "begun_at_s"})
 
 
 def step_line(step: int, everyone: list[Told]) -> dict[str, Any]:

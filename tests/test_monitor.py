@@ -114,6 +114,12 @@ def test_goodput_of_a_run_with_a_failure() -> None:
     assert more.wall_s == pytest.approx(28.0) and more.restart_s == pytest.approx(9.5 + 3.0)
 
 
+def test_goodput_without_a_launcher() -> None:
+    found = goodput([event("ready", 10.0, step=0), step(0, 11.0), step(1, 12.0)])
+    assert found.as_dict() == pytest.approx({"training_s": 1.8, "data_s": 0.2, "checkpoint_s": 0.0, "wasted_s": 0.0,
+                                             "restart_s": 0.0, "start_s": 1.0, "wall_s": 3.0, "goodput": 0.6})
+
+
 @given(st.lists(st.tuples(st.integers(0, 6), st.integers(0, 3), st.booleans()), min_size=1, max_size=6))
 def test_terms_add_up_to_the_wall_clock_whatever_happens(attempts: list[tuple[int, int, bool]]) -> None:
     """Each attempt trains some steps and goes on some steps before where it was; every second is dealt once."""
