@@ -9,13 +9,13 @@ from planner.differences import differences
 from planner.predict import Prediction, predict_replayed
 from planner.question import Question
 from planner.rules import MEMORY_RULE, illegal_reason
-from planner.search import Found, Refuse, search
-from planner.space import Axes, brief_space
+from planner.search import NUM_REPLAYED, Found, Refuse, search
+from planner.space import Axes, brief_space, whole_space
 from profiles.cost import cost_model
 from profiles.files import BadInput
 from profiles.hardware import Cluster, with_num_gpus
 from profiles.units import show
-from simulator.strategy import Strategy
+from simulator.strategy import RECOMPUTE, Strategy
 
 Spaces = Callable[[Question], Axes]
 """The space to search for a question."""
@@ -107,10 +107,11 @@ def on_count(question: Question, num_gpus: int) -> Question:
 
 
 def searched(
-    question: Question, refuse: Refuse | None, spaces: Spaces, on_progress: Callable[[float], None] | None = None
+    question: Question, refuse: Refuse | None, spaces: Spaces, on_progress: Callable[[float], None] | None = None,
+    num_replayed: int = NUM_REPLAYED,
 ) -> Sized:
     """Return a question's best strategy in a space, or why there is none."""
-    found = search(question, refuse, on_progress, spaces(question))
+    found = search(question, refuse, on_progress, spaces(question), num_replayed)
     return Sized(question=found.question, found=found, reason="" if found.best else _nothing(found))
 
 
@@ -149,3 +150,23 @@ def _kept(strategy: Strategy, question: Question) -> tuple[Strategy | None, str]
     kept = replace(strategy, dp=dp, num_microbatches=max(1, question.global_batch // int(dp * strategy.micro_batch)))
     reason = illegal_reason(kept, question)
     return (None, reason) if reason else (kept, "")
+
+
+def near_space(question: Question, strategy: Strategy) -> Axes:
+    """Return a small space around a strategy: its schedule and order, degrees and batches up to four times as large or small.
+
+    For another count of accelerators, where what is best lies near: some hundreds of strategies.
+    """
+    whole, s = whole_space(question), strategy
+
+    def around(axis: str, factor: int) -> tuple[int, ...]:
+        own = getattr(s, axis)
+        return tuple(v for v in whole[axis] if own <= v * factor and v <= own * factor)
+
+    return brief_space(question) | {
+        "tp": around("tp", 4), "pp": tuple(sorted({1, *around("pp", 4)})), "cp": around("cp", 2), "ep": around("ep", 2),
+        "etp": (s.etp,), "zero": tuple(dict.fromkeys(((s.zero, s.shard_group), (1, 0), (3, 0)))),
+        "recompute": tuple(dict.fromkeys(((s.recompute, s.recompute_share), *((name, 1.0) for name in RECOMPUTE)))),
+        "micro_batch": around("micro_batch", 4), "schedule": (s.schedule,), "chunks": tuple(sorted({1, 2, s.chunks})),
+        "context": (s.context,), "order": (s.order,),
+    }

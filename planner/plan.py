@@ -15,6 +15,7 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, PositiveInt, field_validator
 
+from planner.embedded import is_page, plan_in_page
 from planner.predict import Prediction
 from planner.question import Question, ask
 from planner.rules import illegal_reason
@@ -229,9 +230,9 @@ def write_plan(plan: Plan, path: str | Path) -> Path:
 
 
 def read_plan(path: str | Path) -> Plan:
-    """Read a plan file; a strategy that a person made illegal is a `BadInput` with the rule's sentence."""
+    """Read a plan file, or a page with one; a strategy that a person made illegal is a `BadInput` with the rule's sentence."""
     path = Path(path)
-    raw = files.read_mapping(path)
+    raw = plan_in_page(path) if is_page(path) else files.read_mapping(path)
     if raw.get("schema") != SCHEMA:
         raise BadInput(f"{path}: schema: is {raw.get('schema')!r}; a plan file starts with 'schema: {SCHEMA}'")
     file = files.validate(PlanFile, raw, str(path))

@@ -81,12 +81,12 @@ class Candidate:
 
 def search(
     question: Question, refuse: Refuse | None = None, on_progress: Callable[[float], None] | None = None,
-    axes: Axes | None = None,
+    axes: Axes | None = None, num_replayed: int = NUM_REPLAYED,
 ) -> Found:
     """Return the fastest strategy that is legal and fits, its runners-up, and why the others lost.
 
     `refuse` says in one sentence why an engine cannot run a strategy; it is asked of legal ones only. `axes` is what is
-    searched (`whole_space` where it is not given).
+    searched (`whole_space` where it is not given). The closed form ranks; of its best so many are replayed.
     """
     started = time.perf_counter()
     tell = on_progress or (lambda share: None)
@@ -99,7 +99,7 @@ def search(
         done += block.size
         tell(0.9 * done / total)
     ranked: list[tuple[Prediction, Question]] = []
-    chosen = tally.chosen()
+    chosen = tally.chosen()[:num_replayed] if num_replayed < NUM_REPLAYED else tally.chosen()
     replays = _on_cores(lambda c: predict_replayed(c.question, c.strategy, tally.cost)[0], chosen, total)
     for candidate, prediction in zip(chosen, replays, strict=True):
         ranked.append((prediction, candidate.question))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from profiles import files
@@ -11,6 +12,7 @@ from profiles.hardware import Price
 from profiles.units import parse
 
 
+@cache
 def prices() -> list[dict[str, Any]]:
     """Return the catalogue's price rows."""
     rows: list[dict[str, Any]] = files.catalog_mapping("", "prices")["prices"]

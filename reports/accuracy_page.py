@@ -6,16 +6,20 @@ import csv
 import io
 import re
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from profiles import files
 from profiles.units import significant
-from reports import accuracy_figures
 from reports.accuracy import GROUPINGS, Accuracy, Outcome
 from reports.compare import TERMS, per_cent, share, shown
+from reports.figures import svg
+from reports.figures.accuracy import colour_of, histogram, scatter, spans
+from reports.figures.palette import css, css_variables
 from reports.headline import Headline, headlines
 from reports.published import Skipped
 
@@ -37,16 +41,30 @@ def render_accuracy_page(accuracy: Accuracy, title: str) -> str:
     environment.filters |= {"per_cent": per_cent, "share": share, "si": shown, "significant": significant, "ratio": ratio}
     timed, groups = accuracy.timed, accuracy.groups
     drawn = {by: _members(by, timed) for by in DRAWN_GROUPINGS} if timed else {}
+    rows = pd.DataFrame([{"gpu": o.gpu, "measured_s": o.measured_s, "predicted_s": o.predicted_s, "error": o.error}
+                         for o in timed])
     return environment.get_template("accuracy.html.j2").render(
         title=title, accuracy=accuracy, headlines=_by_set(accuracy), terms=TERMS,
         groups={by: [g for g in groups if g.by == by] for by in GROUPINGS} if timed else {},
         sweeps=accuracy.sweeps[:NUM_SWEEPS], num_sweeps=len(accuracy.sweeps), worst=worst(accuracy),
         skipped=reasons(accuracy.skipped), left_out=any(g.loso_mape is not None for g in groups),
-        scatter=Markup(accuracy_figures.scatter(timed)) if timed else None,
-        histogram=Markup(accuracy_figures.histogram(timed)) if timed else None,
-        legend=accuracy_figures.legend(timed),
-        spans={by: Markup(accuracy_figures.spans(by, members)) for by, members in drawn.items()},
+        scatter=Markup(svg(scatter(rows), "scatter", "predicted over measured step time")) if timed else None,
+        histogram=Markup(svg(histogram(rows), "errors", "distribution of errors")) if timed else None,
+        legend=legend(timed), colours=css_variables(), dark_colours=css_variables(dark=True),
+        spans={by: Markup(svg(spans(_errors(members)), f"spans-{by}", f"errors by {by}")) for by, members in drawn.items()},
     )
+
+
+def legend(outcomes: Sequence[Outcome]) -> list[tuple[str, str]]:
+    """Return colour and accelerators of that colour, in the order of the palette."""
+    names: dict[str, list[str]] = {}
+    for gpu in sorted({o.gpu for o in outcomes}):
+        names.setdefault(css(colour_of(gpu)), []).append(gpu)
+    return [(colour, ", ".join(of)) for colour, of in names.items()]
+
+
+def _errors(groups: Mapping[str, Sequence[Outcome]]) -> pd.DataFrame:
+    return pd.DataFrame([{"group": key, "error": o.error or 0.0} for key, members in groups.items() for o in members])
 
 
 def ratio(value: float | None, digits: int = 2) -> str:

@@ -14,9 +14,9 @@ from planner.plan import Plan, read_plan
 from profiles import files
 from profiles.files import BadInput
 from reports.compare import Comparison, compare_plan_run, compare_plans, compare_runs, comparison_table
+from reports.figures import between, svg
 from reports.traced import compare_plan_trace, trace_files
 from reports.waterfall import WORDS, Waterfall, waterfall_between, waterfall_table
-from reports.waterfall_figure import waterfall_figure
 
 
 def compare_paths(a: Path, others: list[Path], on_progress: Callable[[float], None]) -> tuple[Comparison, Waterfall | None]:
@@ -51,7 +51,9 @@ def write_waterfall(fall: Waterfall | None, path: Path) -> Path:
     """Write a waterfall as an SVG file."""
     if fall is None:
         raise BadInput("figure: there is no waterfall of traces, or of a run that recorded no pass")
-    return files.write_text(path, waterfall_figure(fall.frame, fall.sides, (fall.first_s, fall.second_s), WORDS[fall.unit]))
+    title = f"from {fall.sides[0]} to {fall.sides[1]}, term by term"
+    drawn = between(fall.frame, fall.sides, (fall.first_s, fall.second_s), WORDS[fall.unit])
+    return files.write_text(path, svg(drawn, "between", title, font="sans-serif"))
 
 
 def compare_json(comparison: Comparison, fall: Waterfall | None) -> dict[str, Any]:

@@ -16,7 +16,7 @@ from planner.goals import runs
 from planner.offers import Offer, Point, why_not
 from profiles.units import show, significant
 from reports.compare import TERMS
-from reports.goal_figures import COLUMNS, pareto
+from reports.figures import PARETO_COLUMNS, pareto, svg
 from reports.goals_command import GoalAnswer
 from reports.plan_tables import prediction_table
 
@@ -206,7 +206,7 @@ def figure_rows(answer: GoalAnswer) -> pd.DataFrame:
         high = high if math.isfinite(high) else middle
         rows.append((f"{p.offer.cluster}, {p.offer.term}", p.num_gpus, middle, low, high, float(cost.p50),
                      p.sized.change is not None, p in front, p is c.chosen))
-    return pd.DataFrame(rows, columns=list(COLUMNS))
+    return pd.DataFrame(rows, columns=list(PARETO_COLUMNS))
 
 
 def goal_figure(answer: GoalAnswer) -> str | None:
@@ -216,6 +216,6 @@ def goal_figure(answer: GoalAnswer) -> str | None:
         return None
     limits = {"deadline": goal.deadline_days, "budget": goal.budget_usd}
     priced = any(p.usd is not None for p in answer.considered.points)
-    drawn = pareto(rows, "USD" if priced else "GPU-hours", {name: value for name, value in limits.items() if value})
-    # a file of its own has no page to take its letters from
-    return drawn.replace("<svg ", '<svg font-family="sans-serif" ', 1)
+    cost = "USD" if priced else "GPU-hours"
+    drawn = pareto(rows, cost, {name: value for name, value in limits.items() if value})
+    return svg(drawn, "pareto", f"days against {cost}", font="sans-serif")

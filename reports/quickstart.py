@@ -82,7 +82,7 @@ def _write(plan: Plan, folder: Path, run: Run | None = None) -> Timeline:
     _, timeline = predict_replayed(plan.question, plan.strategy)
     write_plan(plan, folder / "plan.yaml")
     write_trace(folder / "trace.json", timeline, rank_names(plan.strategy))
-    write_page(plan, folder / "plan.html", run=run, timeline=timeline)
+    write_page(plan, folder / "plan.html", run=run, timeline=timeline, trace="trace.json")
     return timeline
 
 

@@ -13,7 +13,8 @@ from planner.whatif import METRICS
 from profiles import files
 from profiles.files import BadInput
 from profiles.units import UNITS
-from reports import whatif_figures
+from reports.figures import Axis, svg, sweep_lines, tornado
+from reports.figures.palette import css_variables
 from reports.whatif_command import WhatIf, point_json, tornado_json
 from reports.whatif_tables import LEFT, sweep_rows, tornado_rows
 
@@ -35,22 +36,25 @@ def rows_frame(found: WhatIf) -> pd.DataFrame:
     return pd.DataFrame(rows)
 
 
-def figure_of(found: WhatIf) -> str:
-    """Return the figure as SVG: the tornado, or the sweep."""
+def figure_of(found: WhatIf, font: str = "") -> str:
+    """Return the figure as SVG, for a page or with a `font` of its own: the tornado, or the sweep."""
     if found.tornado is not None:
-        return whatif_figures.tornado(_bars_frame(found.tornado), found.tornado.base.metric(found.tornado.by),
-                                      METRICS[found.tornado.by], found.tornado.by)
-    return whatif_figures.sweep_lines(*_lines(found))
+        by = found.tornado.by
+        drawn = tornado(bars_frame(found.tornado), found.tornado.base.metric(by), METRICS[by], by)
+        return svg(drawn, "tornado", f"what moves the {METRICS[by]} most", font)
+    rows, axis, y_title, marks = _lines(found)
+    return svg(sweep_lines(rows, axis, y_title, marks), "sweep", f"{y_title} over {axis.title}", font)
 
 
-def _bars_frame(found: Tornado) -> pd.DataFrame:
+def bars_frame(found: Tornado) -> pd.DataFrame:
+    """Return the rows of a tornado's figure."""
     return pd.DataFrame([{
         "title": bar.name, "low_text": bar.texts[1], "high_text": bar.texts[2], "at_low": bar.at_low.metric(found.by),
         "at_high": bar.at_high.metric(found.by),
     } for bar in found.bars], columns=["title", "low_text", "high_text", "at_low", "at_high"])
 
 
-def _lines(found: WhatIf) -> tuple[pd.DataFrame, whatif_figures.Axis, str, list[tuple[float, str]]]:
+def _lines(found: WhatIf) -> tuple[pd.DataFrame, Axis, str, list[tuple[float, str]]]:
     """Return the rows of the figure: x, its text, the line and its height; what x and y are; and marks on x."""
     settings = found.sweeps[0].settings
     along = max(settings, key=lambda s: (s.input.is_continuous, len(s.values)))
@@ -71,8 +75,8 @@ def _lines(found: WhatIf) -> tuple[pd.DataFrame, whatif_figures.Axis, str, list[
                 rows += [whole | {"line": term, "y": seconds} for term, seconds in p.prediction.breakdown_s.items()]
     frame = pd.DataFrame(rows, columns=["x", "text", "fits", "line", "y"])
     shown = frame[frame["line"].isin(list(dict.fromkeys(frame["line"]))[: MOST_LINES if others else None])]
-    axis = whatif_figures.Axis(title=given.title + (f", {unit}" if unit else ", over the plan's" if along.are_factors else ""),
-                               is_continuous=given.is_continuous)
+    axis = Axis(title=given.title + (f", {unit}" if unit else ", over the plan's" if along.are_factors else ""),
+                is_continuous=given.is_continuous)
     marks = [(b.value / scale, b.kind) for b in found.break_evens if given.is_continuous]
     return shown, axis, "step, s" if step else METRICS[found.options.by], marks
 
@@ -89,7 +93,7 @@ def write_whatif(found: WhatIf, path: Path) -> Path:
     if path.suffix == ".csv":
         return files.write_text(path, rows_frame(found).to_csv(index=False, lineterminator="\n"))
     if path.suffix == ".svg":
-        return files.write_text(path, figure_of(found).replace("<svg ", '<svg color="#16191d" font-family="sans-serif" ', 1))
+        return files.write_text(path, figure_of(found, font="sans-serif"))
     return files.write_text(path, _page(found))
 
 
@@ -100,4 +104,5 @@ def _page(found: WhatIf) -> str:
     tables = [tornado_rows(found.tornado)] if found.tornado else [
         sweep_rows(found, i) for i in range(len(found.sweeps))]
     return environment.get_template("whatif.html.j2").render(
-        found=found, tables=tables, names=found.names, left=LEFT, figure=Markup(figure_of(found)))
+        found=found, tables=tables, names=found.names, left=LEFT, figure=Markup(figure_of(found)),
+        colours=css_variables(), dark_colours=css_variables(dark=True))

@@ -22,11 +22,11 @@ from planner.question import ask
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import load_cluster
+from reports import figures
 from reports.compare import compare_plan_run
 from reports.compare_command import compare_paths, compare_screen, compare_sides
 from reports.sides import two_sides
 from reports.waterfall import NAMES, STEP, TOKEN, Waterfall, waterfall_between
-from reports.waterfall_figure import waterfall_figure
 from reports.waterfall_notes import NOTES
 from simulator.software import Software
 from simulator.strategy import Strategy
@@ -182,12 +182,13 @@ def test_the_screen_shows_both_ends_and_every_term_that_counts() -> None:
 
 def test_the_figure_has_a_bar_for_each_term_and_the_same_bytes_each_time() -> None:
     fall = between(plan(DEEP), plan(replace(DEEP, recompute="full", num_microbatches=16)))
-    svg = waterfall_figure(fall.frame, fall.sides, (fall.first_s, fall.second_s), "time of a step")
-    assert svg == waterfall_figure(fall.frame, fall.sides, (fall.first_s, fall.second_s), "time of a step")
+    ends = (fall.first_s, fall.second_s)
+    svg, again = (figures.svg(figures.between(fall.frame, fall.sides, ends, "time of a step"), "x", "x") for _ in range(2))
+    assert svg == again
     assert svg.startswith("<svg") and all(f">{name}</text>" in svg for name in fall.frame["name"])
     assert fall.frame["seconds"].sum() == pytest.approx(fall.second_s - fall.first_s, rel=1e-6)
     same = between(plan(DEEP), plan(DEEP))
-    assert same.frame.empty and "<svg" in waterfall_figure(same.frame, same.sides, (1.0, 1.0), "time of a step")
+    assert same.frame.empty and len(figures.between(same.frame, same.sides, (1.0, 1.0), "time of a step").axes[0].patches) == 2
 
 
 def invoke(*arguments: object) -> int:

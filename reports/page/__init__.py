@@ -1,0 +1,79 @@
+"""The report of a plan, and of the run that was made of it: one HTML page, the same as Markdown, and one screen.
+
+A section is a function from findings to a value (a title, a sentence, figures with their tables); what is written is one of
+three renderings of the same values. A new section is a new file and one line in `report_of`.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+
+from executor.run import Run
+from planner.plan import Plan, write_plan
+from profiles import files
+from profiles.files import BadInput
+from reports.page.alternatives import alternatives
+from reports.page.evidence import evidence
+from reports.page.findings import Findings, gather
+from reports.page.html import html
+from reports.page.markdown import markdown
+from reports.page.measured import measured
+from reports.page.risk import risk
+from reports.page.scaling import scaling
+from reports.page.step import step
+from reports.page.terminal import summary
+from reports.page.values import Report
+from reports.page.verdict import bill_section, verdict
+from reports.page.why import why
+from simulator.timeline import Timeline
+
+__all__ = ["Findings", "Report", "gather", "html", "markdown", "page_target", "render_page", "report_of", "summary",
+           "write_page", "write_report"]
+
+SUFFIXES = (".html", ".htm", ".md")
+
+
+def report_of(found: Findings, trace: str = "") -> Report:
+    """Return the report of what was found; `trace` is the name of a trace beside it."""
+    sections = [bill_section(found), why(found), alternatives(found), scaling(found), step(found, trace), risk(found)]
+    if found.run is not None:
+        sections.append(measured(found, found.run))
+    return Report(verdict=verdict(found), sections=(*sections, evidence(found, plan_text(found.plan))))
+
+
+def render_page(plan: Plan, *, run: Run | None = None, timeline: Timeline | None = None, trace: str = "") -> str:
+    """Return the page's HTML; the same values give the same text."""
+    return html(report_of(gather(plan, run, timeline), trace))
+
+
+def page_target(path: Path) -> Path:
+    """Return where a report will be written, if it can be: before long work."""
+    if path.suffix.lower() not in SUFFIXES:
+        raise BadInput(f"out: {path}: must end with {', '.join(SUFFIXES)}")
+    return files.check_target(path)
+
+
+def write_page(
+    plan: Plan, path: str | Path, *, run: Run | None = None, timeline: Timeline | None = None, trace: str = ""
+) -> Path:
+    """Write the report of a plan as HTML or, where the name ends so, Markdown, with the run beside it if there is one.
+
+    `timeline` is the plan's replay, if at hand; `trace` the name of a trace beside the page.
+    """
+    target = page_target(Path(path))
+    return write_report(report_of(gather(plan, run, timeline), trace), target)
+
+
+def write_report(report: Report, target: Path) -> Path:
+    """Write a report as the ending of a file's name says."""
+    return files.write_text(target, markdown(report) if target.suffix.lower() == ".md" else html(report))
+
+
+def plan_text(plan: Plan) -> str:
+    """Return the plan file's text; a profile is named as if it lay beside the file."""
+    with tempfile.TemporaryDirectory() as folder:
+        target = Path(folder).resolve() / "plan.yaml"
+        beside = replace(plan, profile=target.parent / plan.profile.name if plan.profile else None)
+        return files.read_text(write_plan(beside, target))
