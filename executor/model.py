@@ -27,6 +27,8 @@ from profiles.model import FeedForward as FeedForwardSpec
 
 aten = torch.ops.aten
 Piece = tuple[slice, ...]
+Read = Callable[[str, Piece], Tensor]
+"""Returns a piece of a whole parameter by its name."""
 KEPT_BY_SELECTIVE = frozenset({
     aten.mm.default, aten.addmm.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default, aten._scaled_dot_product_flash_attention.default,
@@ -158,7 +160,7 @@ def initial_weight(name: str, shape: tuple[int, ...], seed: int) -> Tensor:
 
 @torch.no_grad()
 def materialise(
-    stage: Stage, device: torch.device | str, seed: int, read: Callable[[str, Piece], Tensor] | None = None,
+    stage: Stage, device: torch.device | str, seed: int, read: Read | None = None,
 ) -> None:
     """Give a stage built on meta its memory and weights: of each parameter this rank's piece, initial or as `read` says."""
     stage.to_empty(device=device)

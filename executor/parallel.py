@@ -34,7 +34,7 @@ from executor.blocks import Norm
 from executor.context import attend_over, token_places
 from executor.engine import Engine, engine_of, spreads_experts
 from executor.mesh import build_mesh, expert_mesh, replica_mesh
-from executor.model import Stage, materialise
+from executor.model import Read, Stage, materialise
 from executor.moe import Experts, Mixture, Stacked
 from profiles.model import ModelSpec
 from simulator import layout
@@ -91,17 +91,24 @@ class Parallel:
 
 def parallelise(
     spec: ModelSpec, strategy: Strategy, device: torch.device, *, seed: int, learning_rate: float,
-    table: Table | None = None,
+    table: Table | None = None, read: Read | None = None,
 ) -> Parallel:
     """Build this rank's stages of a model under a strategy, with their weights and optimizer.
 
-    A `table` takes the place of the strategy's schedule; it says which stages a rank holds.
+    A `table` takes the place of the strategy's schedule; it says which stages a rank holds. Weights are initial ones of
+    the seed, or what `read` returns.
     """
     mesh = build_mesh(strategy, device.type)
     table = table or table_of(strategy)
     home = homes(table)
     stages = {index: build_stage(spec, strategy, index) for index in sorted(home) if home[index] == mesh.get_local_rank("pp")}
-    modules = _apply(spec, stages, strategy, mesh, device, seed)
+    _apply(spec, stages, strategy, mesh)
+    for stage in stages.values():
+        materialise(stage, device, seed, read)
+    modules: dict[int, nn.Module] = dict(stages)
+    if engine_of(spec, strategy) == "ddp":
+        group = replica_mesh(mesh, strategy).get_group()
+        modules = {i: DistributedDataParallel(s, process_group=group, gradient_as_bucket_view=True) for i, s in stages.items()}
     return Parallel(
         strategy=strategy, mesh=mesh, table=table, stages=stages, modules=modules,
         optimizer=_optimizer(stages.values(), learning_rate),
@@ -127,10 +134,8 @@ def build_stage(spec: ModelSpec, strategy: Strategy, index: int) -> Stage:
         )
 
 
-def _apply(
-    spec: ModelSpec, stages: dict[int, Stage], strategy: Strategy, mesh: DeviceMesh, device: torch.device, seed: int,
-) -> dict[int, nn.Module]:
-    """Spread the stages of a rank over the mesh, fill them with weights, and return what runs each."""
+def _apply(spec: ModelSpec, stages: dict[int, Stage], strategy: Strategy, mesh: DeviceMesh) -> None:
+    """Spread the stages of a rank, still on meta, over the mesh."""
     engine = engine_of(spec, strategy)
     replicas = replica_mesh(mesh, strategy)
     experts = expert_mesh(mesh, strategy) if spreads_experts(spec, strategy) else None
@@ -148,11 +153,6 @@ def _apply(
                 layer.ffn.compile()
         if engine in ("replicate", "fsdp"):
             _apply_fsdp(stage, strategy, engine, replicas, experts)
-        materialise(stage, device, seed)
-    if engine != "ddp":
-        return dict(stages)
-    group = replicas.get_group()
-    return {i: DistributedDataParallel(s, process_group=group, gradient_as_bucket_view=True) for i, s in stages.items()}
 
 
 def _spread_over_cp(stage: Stage, strategy: Strategy, mesh: DeviceMesh) -> None:

@@ -83,8 +83,10 @@ def _ffns(config: Config, *, sparse: bool) -> list[tuple[str, Ffn]]:
     if not sparse:
         return [("dense", FeedForward(hidden=whole_number(config, "intermediate_size")))] * num_layers
     shared = whole_number(config, "shared_expert_intermediate_size", 0, least=0)
+    # transformers 5 writes the second name
+    num = whole_number(config, "num_experts" if "num_experts" in config else "num_local_experts")
     experts = Experts(
-        num_experts=whole_number(config, "num_experts"), top_k=whole_number(config, "num_experts_per_tok"),
+        num_experts=num, top_k=whole_number(config, "num_experts_per_tok"),
         hidden=whole_number(config, "moe_intermediate_size"), shared_hidden=shared, shared_gate=shared > 0,
     )
     step, only = whole_number(config, "decoder_sparse_step", 1), whole_numbers(config, "mlp_only_layers")
