@@ -27,6 +27,7 @@ from executor.engine import refusal
 from executor.journal import JOURNAL_FILE, Line, note, read_journal, trained_steps
 from executor.manifest import check_same_training, checkpoints, read_manifest
 from executor.monitor import check_monitor
+from executor.pretrained import check_weights
 from executor.run import JOB_FILE, LOG_FILE, RUN_FILE, Job, Run, check_job, job_as_dict, read_run
 from executor.supervise import LOST_AFTER, Failure, Survival, Watch, cause, forget_ranks, launcher_lock, signal_ranks
 from executor.vitals import ATTEMPT, GRACE, LAUNCH
@@ -124,6 +125,10 @@ def check_launch(job: Job) -> None:
     reason = refusal(job.strategy, job.model, job.device, table)
     if reason:
         raise BadInput(f"strategy: {reason}")
+    if job.weights:
+        check_weights(job.weights, job.model)
+    if job.save_weights:
+        make_folder(job.save_weights)
     if job.data != STDLIB:
         open_data(job.data, job.out, seq_len=job.strategy.seq_len, vocab=job.model.vocab, fingerprint=job.fingerprint)
     _check_resume(job)

@@ -46,8 +46,10 @@ class Job:
     `first_sample` is how many samples were trained before, `fingerprint` (or its beginning) what the data must have.
 
     Every `checkpoint_every` steps (0: never) a checkpoint is written and the last `keep` are kept. Training goes on from the
-    newest good one in `out`, else from that of the run folder `resume`. Every `log_every` steps (0: never) a line says how
-    training goes, beside what is `expected`; `prometheus` is a file and `tensorboard` a folder for the same.
+    newest good one in `out`, else from that of the run folder `resume`, else from the Hugging Face folder `weights`, else from
+    initial weights of the seed; the trained model is written to the folder `save_weights` as `transformers` reads it. Every
+    `log_every` steps (0: never) a line says how training goes, beside what is `expected`; `prometheus` is a file and
+    `tensorboard` a folder for the same.
     """
 
     model: ModelSpec
@@ -70,6 +72,8 @@ class Job:
     prometheus: str = ""
     tensorboard: str = ""
     expected: Expected = Expected()
+    weights: str = ""
+    save_weights: str = ""
 
 
 def job_as_dict(job: Job) -> dict[str, Any]:

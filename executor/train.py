@@ -33,6 +33,7 @@ from executor.pulse import Pulse, Told
 from executor.record import Recorder
 from executor.run import DATA, Job, Run, job_from_dict, write_run
 from executor.vitals import Vitals
+from executor.weights import reader, write_weights
 from profiles.files import read_mapping
 from profiles.measure.leave import leave_group
 from simulator.layout import ORDER, rank_of
@@ -77,7 +78,8 @@ def train(job: Job, device: torch.device, vitals: Vitals) -> dict[str, Any] | No
                             fingerprint=job.fingerprint)
     idle_bytes = _idle_bytes(device)
     table = load_table(job.table)[0] if job.table else None
-    parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate, table=table)
+    parallel = parallelise(job.model, job.strategy, device, seed=job.seed, learning_rate=job.learning_rate, table=table,
+                           read=reader(job.weights, job.model) if job.weights else None)
     reporter = Reporter(job, dist.get_rank())
     reports = dist.get_rank() == rank_of(job.strategy, pp=parallel.home[max(parallel.home)])
     # each on a group of its own: threads and steps in flight must not share one
@@ -119,6 +121,9 @@ def train(job: Job, device: torch.device, vitals: Vitals) -> dict[str, Any] | No
         reporter.say("left", step=step + 1)
         return None
     peak_bytes, reserved_bytes = _peak_bytes(device)
+    if job.save_weights:
+        vitals.advance("saving weights")
+        write_weights(parallel, job.save_weights)
     return {
         "rows": recorder.rows, "first_step": first_step, "idle_bytes": idle_bytes, "peak_bytes": peak_bytes,
         "reserved_bytes": reserved_bytes,

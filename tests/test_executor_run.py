@@ -242,7 +242,9 @@ def test_launch_returns_what_it_wrote(tmp_path: Path) -> None:
     lines: list[dict[str, Any]] = []
     table = build_schedule("ZBV", 2, 2, 2)
     (tmp_path / "table.csv").write_text(format_table(table))
-    mine = job(tmp_path, strategy=replace(STRATEGY, pp=2, chunks=2), table=str(tmp_path / "table.csv"))
+    weights = tmp_path / "weights"
+    mine = job(tmp_path, strategy=replace(STRATEGY, pp=2, chunks=2), table=str(tmp_path / "table.csv"),
+               save_weights=str(weights))
     run = launch(mine, lines.append)
     assert [line["step"] for line in lines] == list(range(5))
     assert [line["loss"] for line in lines] == pytest.approx(run.losses)
@@ -256,6 +258,9 @@ def test_launch_returns_what_it_wrote(tmp_path: Path) -> None:
     assert (run.timeline["end_s"] >= run.timeline["start_s"]).all()
     again = read_run(mine.out)
     assert again.step_times_s == run.step_times_s and again.environment["backend"] == "gloo"
+    # what was saved goes on where training ended
+    more = launch(job(tmp_path, out=str(tmp_path / "more"), weights=str(weights)))
+    assert max(more.losses) < run.losses[0]
 
 
 @pytest.mark.distributed

@@ -100,8 +100,8 @@ def test_a_rack_is_as_many_machines_as_it_has_hosts(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("target", LAUNCHERS)
 def test_what_the_engine_cannot_run_is_not_launched(target: str) -> None:
-    export = export_plan(plan_of(dp=4, cp=2, zero=3, num_microbatches=1), target)
-    assert not export.files and export.refusals[0].startswith("strategy: cp=2")
+    export = export_plan(plan_of(dp=8, zero=3, num_microbatches=1, lora_rank=8), target)
+    assert not export.files and export.refusals[0].startswith("strategy: lora_rank=8")
 
 
 def test_the_batch_script_asks_slurm_for_the_machines() -> None:

@@ -73,6 +73,7 @@ class LaunchOptions:
 
 
 @app.command(epilog=examples("run plan.yaml --steps 50", "run plan.yaml --data shards --out out/run",
+                             "run plan.yaml --weights llama/ --save-weights tuned/",
                              "run plan.yaml --steps 1000 --checkpoint-every 100 --out out/run",
                              "run plan.yaml --steps 1000 --checkpoint-every 100 --out out/run --resume out/run"))
 @unfolded
@@ -91,6 +92,8 @@ def run(
     learning_rate: Annotated[float, typer.Option(help="Step size of AdamW.")] = 1e-3,
     seed: Annotated[int, typer.Option(help="Seed of weights and order of data.")] = 0,
     schedule: Annotated[Path | None, typer.Option(help="Run this schedule table (CSV, torch's grammar) instead.")] = None,
+    weights: Annotated[Path | None, typer.Option(help="Start from the weights in this Hugging Face folder.")] = None,
+    save_weights: Annotated[Path | None, typer.Option(help="Write the trained model there, as transformers reads it.")] = None,
     out: Annotated[Path, typer.Option(help="The run folder to write.")] = Path("run"),
     as_json: Json = False,
 ) -> None:
@@ -107,6 +110,7 @@ def run(
         async_checkpoint=survival.async_checkpoint, resume=str(survival.resume or ""), log_every=monitor.log_every,
         prometheus=str(monitor.prometheus or ""), tensorboard=str(monitor.tensorboard or ""),
         expected=expected_of(plan_) if monitor.log_every else Expected(),
+        weights=str(weights or ""), save_weights=str(save_weights or ""),
     )
     if start.nodes:
         done = on_nodes(plan_, job, start.nodes, submit=start.submit)
