@@ -11,28 +11,32 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
-from torch.utils.flop_counter import FlopCounterMode  # noqa: E402
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
 
 from executor.model import Stage, initial_weight, materialise, token_loss  # noqa: E402
 from executor.parallel import build_stage  # noqa: E402
+from executor.pretrained import config_of  # noqa: E402
 from profiles.collectives import Collective  # noqa: E402
 from profiles.families import Shape, all_params, num_params, part_items  # noqa: E402
 from profiles.families.gpt2 import gpt2_spec  # noqa: E402
 from profiles.families.llama import llama_spec  # noqa: E402
-from profiles.model import FeedForward, ModelSpec, SelfAttention  # noqa: E402
+from profiles.model import Experts, ModelSpec  # noqa: E402
 from profiles.ops import Op  # noqa: E402
 from simulator.strategy import Strategy  # noqa: E402
 
 SIZES: dict[str, int] = {"num_layers": 2, "hidden": 256, "num_heads": 8, "head_dim": 32, "vocab": 512, "max_seq_len": 128}
 LLAMA = llama_spec(name="tiny-llama", num_kv_heads=2, ffn_hidden=512, **SIZES)
 QWEN2 = llama_spec(name="tiny-qwen2", num_kv_heads=2, ffn_hidden=512, qkv_bias=True, tied_embeddings=True, **SIZES)
+QWEN3 = replace(LLAMA, name="tiny-qwen3", family="qwen3", kinds=(replace(
+    LLAMA.kinds[0], mixer=replace(LLAMA.kinds[0].mixer, qk_norm="head")),))
+EXPERTS = replace(QWEN3.kinds[0], name="experts", ffn=Experts(num_experts=4, top_k=2, hidden=128))
+MIXTRAL = replace(LLAMA, name="tiny-mixtral", family="mixtral", kinds=(replace(
+    EXPERTS, name="layer", mixer=LLAMA.kinds[0].mixer),))
+QWEN3_MOE = replace(QWEN3, name="tiny-qwen3-moe", family="qwen3_moe", pattern=(0, 1), kinds=(
+    replace(QWEN3.kinds[0], name="dense"), EXPERTS))
 GPT2 = gpt2_spec(name="tiny-gpt2", num_kv_heads=8, ffn_hidden=1024, **SIZES)
-HUGGING_FACE_NAMES = {
-    "attn_norm": "input_layernorm", "ffn_norm": "post_attention_layernorm", "attn.w": "self_attn.w",
-    "wq": "q_proj", "wk": "k_proj", "wv": "v_proj", "wo": "o_proj", "ffn": "mlp", "w1": "gate_proj",
-    "w3": "up_proj", "w2": "down_proj", "head": "lm_head", "embed.": "embed_tokens.",
-}
-SPECS = pytest.mark.parametrize("spec", [LLAMA, QWEN2, GPT2], ids=lambda s: s.name)
+SPECS = pytest.mark.parametrize("spec", [LLAMA, QWEN2, QWEN3, GPT2], ids=lambda s: s.name)
+ALL_SPECS = pytest.mark.parametrize("spec", [LLAMA, QWEN2, QWEN3, GPT2, MIXTRAL, QWEN3_MOE], ids=lambda s: s.name)
 SHAPE = Shape(micro_batch=2, seq_len=128, dtype="fp32")
 
 
@@ -46,29 +50,17 @@ def on_meta(spec: ModelSpec, **options: Any) -> Stage:
         return Stage(spec, seq_len=SHAPE.seq_len, **options)
 
 
-def attention(spec: ModelSpec) -> SelfAttention:
-    mixer = spec.kinds[0].mixer
-    assert isinstance(mixer, SelfAttention)
-    return mixer
-
-
-def ffn_hidden(spec: ModelSpec) -> int:
-    ffn = spec.kinds[0].ffn
-    assert isinstance(ffn, FeedForward)
-    return ffn.hidden
-
-
 def ops(spec: ModelSpec, part: Any) -> list[Op]:
     return [item for item in part_items(spec, part, SHAPE) if not isinstance(item, Collective)]
 
 
-@SPECS
+@ALL_SPECS
 def test_parameters_are_those_of_the_family(spec: ModelSpec) -> None:
     ours = {name: tuple(p.shape) for name, p in on_meta(spec).named_parameters()}
     assert ours == {p.name: p.shape for p in all_params(spec)}
 
 
-@SPECS
+@ALL_SPECS
 def test_stages_together_have_the_parameters_of_the_whole(spec: ModelSpec) -> None:
     with torch.device("meta"):
         stages = [build_stage(spec, Strategy(pp=2, seq_len=64), rank) for rank in range(2)]
@@ -77,45 +69,15 @@ def test_stages_together_have_the_parameters_of_the_whole(spec: ModelSpec) -> No
     assert sorted(names) == sorted([p.name for p in all_params(spec)] + extra)
 
 
-@SPECS
+@ALL_SPECS
 def test_parameter_count_against_transformers(spec: ModelSpec) -> None:
+    """By the configuration that we write; `tests/test_executor_weights.py` holds logits to it, too."""
     transformers = pytest.importorskip("transformers")
-    shared = {"vocab_size": spec.vocab, "tie_word_embeddings": spec.tied_embeddings}
-    if spec.family == "gpt2":
-        model, config = transformers.GPT2LMHeadModel, transformers.GPT2Config(
-            n_layer=spec.num_layers, n_embd=spec.hidden, n_head=attention(spec).num_heads, n_positions=spec.max_seq_len,
-            **shared
-        )
-    else:
-        kind = "Qwen2" if attention(spec).qkv_bias else "Llama"
-        model, config = getattr(transformers, f"{kind}ForCausalLM"), getattr(transformers, f"{kind}Config")(
-            num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=attention(spec).num_heads,
-            num_key_value_heads=attention(spec).num_kv_heads, intermediate_size=ffn_hidden(spec),
-            max_position_embeddings=spec.max_seq_len, **shared,
-        )
+    config = {k: v for k, v in config_of(spec).items() if k != "architectures"}
     with torch.device("meta"):
-        reference = model(config)
-    assert sum(p.numel() for p in reference.parameters()) == num_params(spec)
-
-
-def test_logits_against_transformers() -> None:
-    """The same weights give the same logits as LlamaForCausalLM: rotary pairing, head sharing, norms."""
-    transformers = pytest.importorskip("transformers")
-    spec = LLAMA
-    reference = transformers.LlamaForCausalLM(transformers.LlamaConfig(
-        num_hidden_layers=spec.num_layers, hidden_size=spec.hidden, num_attention_heads=attention(spec).num_heads,
-        num_key_value_heads=attention(spec).num_kv_heads, intermediate_size=ffn_hidden(spec), vocab_size=spec.vocab,
-        max_position_embeddings=spec.max_seq_len, rms_norm_eps=spec.norm_eps, tie_word_embeddings=False,
-    ))
-    stage = Stage(spec, seq_len=32)
-    theirs = dict(reference.named_parameters())
-    with torch.no_grad():
-        for name, p in stage.named_parameters():
-            for ours, other in HUGGING_FACE_NAMES.items():
-                name = name.replace(ours, other)
-            p.copy_(theirs[name if name.startswith("lm_head") else f"model.{name}"])
-        ids = torch.randint(spec.vocab, (2, 32), generator=torch.Generator().manual_seed(0))
-        torch.testing.assert_close(stage(ids), reference(ids).logits, atol=2e-5, rtol=1e-4)
+        made = transformers.AutoConfig.for_model(config.pop("model_type"), **config)
+        model = transformers.AutoModelForCausalLM.from_config(made)
+    assert sum(p.numel() for p in model.parameters()) == num_params(spec)
 
 
 @SPECS
@@ -124,12 +86,30 @@ def test_flop_against_torch_counter(spec: ModelSpec) -> None:
     ids = torch.zeros(SHAPE.micro_batch, SHAPE.seq_len, dtype=torch.long, device="meta")
     with FlopCounterMode(display=False) as counter:
         token_loss(stage(ids), ids).backward()
-    repeats = {"embedding": 1, "layer": spec.num_layers, "head": 1}
-    ours = sum(
+    assert counter.get_total_flops() == model_flop(spec)
+
+
+@pytest.mark.parametrize("spec", [MIXTRAL, QWEN3_MOE], ids=lambda s: s.name)
+def test_flop_of_experts_against_torch_counter(spec: ModelSpec) -> None:
+    """On the CPU, as the tokens of an expert are counted; torch's counter is told of the CPU's attention."""
+    stage = Stage(spec, seq_len=SHAPE.seq_len)
+    ids = torch.randint(spec.vocab, (SHAPE.micro_batch, SHAPE.seq_len))
+    known = {
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *_, **__: sdpa_flop_count(q, k, v),
+        torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward:
+            lambda grad, q, k, v, *_, **__: 2 * sdpa_flop_count(q, k, v),  # model FLOP: scores made again are left out
+    }
+    with FlopCounterMode(display=False, custom_mapping=known) as counter:
+        token_loss(stage(ids), ids).backward()
+    assert counter.get_total_flops() == model_flop(spec)
+
+
+def model_flop(spec: ModelSpec) -> float:
+    repeats = {"embedding": 1, "head": 1} | {kind.name: spec.times(kind.name) for kind in spec.kinds}
+    return sum(
         num * kernel.model_flop
         for part, num in repeats.items() for op in ops(spec, part) for pass_ in "FBW" for kernel in op.kernels(pass_)
     )
-    assert counter.get_total_flops() == ours
 
 
 @SPECS

@@ -209,11 +209,11 @@ def made(**changes: Any) -> ModelSpec:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (made(ffn=Experts(num_experts=4, top_k=2, hidden=32)),
-         "ffn 'experts' of tiny is not known to the engine, which runs dense"),
+        (made(ffn=Experts(num_experts=4, top_k=2, hidden=32, shared_hidden=8)),
+         "shared_hidden=8 of tiny: the engine runs shared_hidden=0 only"),
         (made(mixer=StateSpace(num_heads=4, head_dim=16, state=16, groups=1, conv=4)),
          "mixer 'mamba2' of tiny is not known to the engine, which runs attention"),
-        (made(ffn=None), "ffn 'none' of tiny is not known to the engine, which runs dense"),
+        (made(ffn=None), "ffn 'none' of tiny is not known to the engine, which runs dense, experts"),
         (made(mixer=replace(ALIKE.mixer, window=16)), "window=16 of tiny: the engine runs window=0 only"),
         (made(mixer=replace(ALIKE.mixer, positions="alibi")),
          "positions 'alibi' of tiny is not known to the engine, which runs rotary"),
@@ -222,8 +222,8 @@ def made(**changes: Any) -> ModelSpec:
         (made(parallel=True), "parallel=True of tiny: the engine runs parallel=False only"),
         (replace(TINY, norm="layer_norm"), "norm 'layer_norm' of tiny is not known to the engine, which runs rms_norm"),
         (replace(TINY, mtp_layers=1), "mtp_layers=1 of tiny: the engine runs mtp_layers=0 only"),
-        (replace(TINY, kinds=(ALIKE, replace(ALIKE, name="b")), pattern=(0, 1)),
-         "tiny has 2 kinds of layers, and the engine runs models whose layers are all alike"),
+        (replace(TINY, kinds=(ALIKE, replace(ALIKE, name="b", mixer=replace(ALIKE.mixer, num_kv_heads=4))), pattern=(0, 1)),
+         "tiny has layers of unlike attention, and the engine runs models whose attention is all alike"),
     ],
 )
 def test_a_model_that_the_engine_cannot_build_is_one_line(model: ModelSpec, reason: str, tmp_path: Path) -> None:
