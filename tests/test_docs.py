@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "docs"
+STUDIES = sorted(p for p in (ROOT / "examples").glob("*.py") if p.stem != "told")
 NUMBERS = re.compile(r"-?\d[\d.,]*(?: ?[numkMGTP](?=[ ,)│]|$))?")
 LINES = re.compile(r"[─━═┌┬┐├┼┤└┴┘┏┳┓┡╇┩│┃▏-▏█▉▊▋▌▍▎]+")
 VARIES = re.compile(r"^```console[^\n]*varies.*?^```$", flags=re.DOTALL | re.MULTILINE)
@@ -50,6 +51,21 @@ def test_commands_print_what_the_document_shows(path: Path, tmp_path: Path, monk
     if "headway run" in text or "headway profile" in text:
         pytest.importorskip("torch")
     assert words(script().refreshed(text)) == words(text), f"stale; run scripts/docs {path.relative_to(ROOT)}"
+
+
+@pytest.mark.skipif(not SCRIPT.exists(), reason="the scripts are not part of the wheel")
+@pytest.mark.parametrize("path", STUDIES, ids=lambda p: p.stem)
+def test_studies_print_what_lies_beside_them(path: Path) -> None:
+    """A new fit moves the predictions by a little; the words and what was published stay."""
+    printed, golden = script().study(path), path.with_suffix(".txt").read_text()
+    assert words(printed) == words(golden)
+    for line, before in zip(printed.splitlines(), golden.splitlines(), strict=True):
+        assert [n for n in numbers(line) if abs(n) > 0.2] == pytest.approx([n for n in numbers(before) if abs(n) > 0.2], rel=0.1)
+
+
+def numbers(line: str) -> list[float]:
+    """Return the numbers of a line, but per cents."""
+    return [float(n.replace(",", "")) for n in re.findall(r"(?<![\w.])-?\d[\d,]*(?:\.\d+)?(?:e[+-]\d+)?(?![\d%.])", line)]
 
 
 @pytest.mark.skipif(not SCRIPT.exists(), reason="the scripts are not part of the wheel")
