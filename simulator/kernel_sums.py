@@ -57,7 +57,7 @@ def recomputed_share(model: ModelSpec, strategy: Strategy) -> float:
     for name, part in build_workload(model, strategy).parts.items():
         for i, work in enumerate((part.backward, _repeated(part, strategy))):
             flop[i] += sum(float(model.times(name) * k.model_flop) for k in _kernels(work))
-    return float(strategy.recompute_share) * ratio(flop[1], flop[0])
+    return float(strategy.num_repeats) * ratio(flop[1], flop[0])
 
 
 def _by_kind(work: Work, cost: CostModel) -> Sums:
@@ -82,7 +82,7 @@ def _repeated(part: PartWork, strategy: Strategy) -> Work:
 def kernels_of_parts(workload: Workload, cost: CostModel) -> tuple[dict[Part, Sums], dict[Part, Sums]]:
     """Return the kernels of one micro-batch by part: those of forward and backward, and those that run again."""
     strategy, parts = workload.strategy, workload.parts
-    cost, share = as_run(cost, strategy.software), float(strategy.recompute_share)
+    cost, share = as_run(cost, strategy.software), float(strategy.num_repeats)
     return (
         {name: _by_kind((*part.forward, *part.backward), cost) for name, part in parts.items()},
         {name: {kind: share * values for kind, values in _by_kind(_repeated(part, strategy), cost).items()}

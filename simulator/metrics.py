@@ -59,7 +59,7 @@ def hfu(model: ModelSpec, strategy: Strategy, step_time_s: Num, accelerator: Acc
         model.times(part) / strategy.seq_len * sum(_part_flop(model, part, strategy, ("F",)).values())
         for part in model.parts if part not in ("embedding", "head")
     )
-    full = np.where(np.asarray(strategy.recompute) == "full", strategy.recompute_share, 0.0)
+    full = np.where(np.asarray(strategy.recompute) == "full", strategy.num_repeats, 0.0)
     extra = full * again * strategy.tokens_per_step
     peak = peak_flop_per_s(accelerator, strategy.matmul or strategy.dtype)
     return (step_flop(model, strategy) + extra) / step_time_s / (peak * strategy.world_size)

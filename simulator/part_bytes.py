@@ -108,7 +108,7 @@ def part_bytes(workload: Workload, part: Part) -> PartBytes:
         reduced=buffers.reduced * (work.trained_params + work.trained_expert_params), saved=saved,
         deferred=_deferred_bytes(workload, part, saved) if np.any(strategy.splits_backward) else 0.0,
         in_forward=work.freed_bytes if loss else np.minimum(work.freed_bytes, again),
-        in_backward=work.transient_bytes + again, in_weight=again * strategy.software.pipe_buffers,
+        in_backward=work.transient_bytes + again, in_weight=again * strategy.software.keeps_graph,
     )
 
 
@@ -123,11 +123,11 @@ def _deferred_bytes(workload: Workload, part: Part, saved: Num) -> Num:
     """Return what waits for the gradients of weights: the inputs of what has weights, and the gradients of its outputs.
 
     Both together are as much as backward keeps without recomputation: 32 of 34 sbh in a layer of GPT (arXiv 2401.10241,
-    table 1), all of it in a gated one. torch's runtime, which is the one that keeps `pipe_buffers`, keeps its whole graph,
-    and the gradients of outputs beside it (stage_backward_input).
+    table 1), all of it in a gated one. torch's runtime keeps its whole graph, and the gradients of outputs beside it
+    (stage_backward_input).
     """
     strategy = workload.strategy
-    if not strategy.software.pipe_buffers:
+    if not strategy.software.keeps_graph:
         return workload.parts[part].saved_none_bytes
     items = trained_items(workload.model, part, shape_of(strategy), strategy.lora_rank, strategy.lora_targets)
     outputs: Num = 0.0

@@ -262,7 +262,7 @@ def _offloaded_update_s(part: PartWork, strategy: Strategy, cost: CostModel, dev
 def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Seconds, Seconds, Seconds]:
     """Return forward and backward with what recomputation repeats, neither faster than the host launches it; and what of
     backward makes gradients of weights."""
-    recompute, share = np.asarray(strategy.recompute), strategy.recompute_share
+    recompute, times = np.asarray(strategy.recompute), strategy.num_repeats
     forward = _hosted(part.forward, strategy, cost)
     backward = _hosted(part.backward, strategy, cost)
     weight = _seconds(tuple(w for w in part.backward if isinstance(w, Kernel) and w.pass_ == "W"), strategy, cost)
@@ -270,7 +270,10 @@ def _passes(part: PartWork, strategy: Strategy, cost: CostModel) -> tuple[Second
         backward = _hide(backward, part, strategy, cost)
     for name, work in (("full", part.recompute_full), ("selective", part.recompute_selective)):
         if np.any(recompute == name):
-            backward = backward + _hosted(work, strategy, cost) * np.where(recompute == name, share, 0.0)
+            again = _hosted(work, strategy, cost)
+            backward = backward + again * np.where(recompute == name, times, 0.0)
+            # what is repeated more often than the layers that repeat at all, the gradients of weights repeat
+            weight = weight + again * np.where(recompute == name, times - strategy.recompute_share, 0.0)
     return forward, backward, weight
 
 

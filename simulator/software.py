@@ -67,7 +67,9 @@ class Software:
     projections, Korthikanti et al.), pointwise (all but matmuls and attention) or alternate (every other matmul, too);
     `repeats` names modules that it repeats instead, with commas between them. `early_stop`: full recomputation stops at
     the last tensor that backward needs. `pipe_buffers`: sent and received tensors of a pipeline stay until the step
-    ends. `keeps_gathered`: a tensor gathered over tp is kept for backward, not gathered again. `late_gradients`:
+    ends. `keeps_graph`: where backward is split, its first half leaves the whole graph to the second, which repeats full
+    recomputation (torch's runtime: stage_backward_input and stage_backward_weight), instead of what weight gradients read.
+    `keeps_gathered`: a tensor gathered over tp is kept for backward, not gathered again. `late_gradients`:
     gradients are allocated in backward, while activations go, and freed after the step (Megatron keeps one buffer for
     good). `fp32_logits`: the loss copies the logits to fp32 instead of working in place; then `logit_bytes` are alive
     for each logit at the loss's peak: logits, copies and gradients (12: torch's log-softmax, its result and two
@@ -118,6 +120,7 @@ class Software:
     repeats: Modules = ""
     early_stop: bool = True
     pipe_buffers: bool = True
+    keeps_graph: bool = True
     keeps_gathered: bool = True
     late_gradients: bool = True
     fp32_logits: bool = True

@@ -107,6 +107,13 @@ class Strategy:
         return np.isin(self.schedule, split) & (np.asarray(self.pp) > 1)
 
     @property
+    def num_repeats(self) -> Num:
+        """Return how often a layer repeats in backward what it does not keep: the share of layers that do, or twice that where
+        either half of a split backward repeats all of it."""
+        twice = self.splits_backward & (np.asarray(self.recompute) == "full") & self.software.keeps_graph
+        return self.recompute_share * (1.0 + twice)
+
+    @property
     def replicas(self) -> Num:
         """Return the ranks that hold the same dense parameters: dp x cp."""
         return self.dp * self.cp

@@ -144,7 +144,7 @@ def test_the_estimate_of_any_schedule_is_close(schedule: str, zero: int, pp: int
 
 
 def test_split_backward_is_the_whole_one_cut_in_two() -> None:
-    for software in (FUSED, Software(kernels="fused", tp_backward=True)):
+    for software in (replace(FUSED, keeps_graph=False), Software(kernels="fused", tp_backward=True, keeps_graph=False)):
         strategy = strategy_of(1, 2, 4, "ZBH1", 4, "full", software=software)
         prices = price(build_workload(SPARSE, strategy), COST)
         whole = price(build_workload(SPARSE, replace(strategy, schedule="1F1B")), COST)

@@ -148,7 +148,7 @@ def gpt(num_layers: int = 2) -> ModelSpec:
 
 def gpt_strategy(t: int, sequence_parallel: bool, recompute: str = "none") -> Strategy:
     software = Software(kernels="fused", dropout=True, attention="unfused", keeps_gathered=False, selective="attention",
-                        fused_projections=True, pipe_buffers=False, late_gradients=False)
+                        fused_projections=True, pipe_buffers=False, keeps_graph=False, late_gradients=False)
     return Strategy(tp=t, sequence_parallel=sequence_parallel, recompute=recompute, software=software, micro_batch=B,
                     seq_len=S)
 
@@ -227,7 +227,7 @@ def test_the_peak_is_that_of_the_fullest_rank(
     pp, chunks = pipe
     strategy = Strategy(dp=8, pp=pp, chunks=chunks, schedule="Interleaved1F1B" if chunks > 1 else "1F1B", zero=zero,
                         num_microbatches=rounds * pp, recompute=recompute, seq_len=2048,
-                        software=Software(pipe_buffers=pipe_buffers))
+                        software=Software(pipe_buffers=pipe_buffers, keeps_graph=pipe_buffers))
     workload = build_workload(model, strategy)
     peak = peak_memory(workload, H100)
     each = [sum(float(v) for v in rank_memory(workload, H100, rank).values()) for rank in range(pp)]
@@ -304,7 +304,7 @@ def test_other_pipelines_hold_one_tensor_for_each_neighbour_at_a_time(p: int, v:
     schedule = "Interleaved1F1B" if v > 1 else "1F1B"
     for rank, (m, keeps) in product(range(p), ((2 * p, False), (4 * p, False), (4 * p, True))):
         strategy = {"pp": p, "chunks": v, "schedule": schedule, "num_microbatches": m}
-        software = Software(pipe_buffers=False, keeps_sent=keeps)
+        software = Software(pipe_buffers=False, keeps_graph=False, keeps_sent=keeps)
         at_once = 4 if v > 1 or 0 < rank < p - 1 else 2
         # of what is alive everything was sent on, but the micro-batch whose loss is computed
         sent = HELD[schedule](rank, p, m, v) - (rank == p - 1) if keeps else 0

@@ -114,7 +114,7 @@ def shapes(draw: st.DrawFn) -> tuple[str, int, int, int]:
 def test_a_batch_of_all_schedules_is_its_members(
     each: list[tuple[str, int, int, int]], model: ModelSpec, plain: bool, data: st.DataObject
 ) -> None:
-    software = Software(pipe_buffers=False, keeps_sent=True, late_gradients=False) if plain else Software()
+    software = Software(pipe_buffers=False, keeps_graph=False, keeps_sent=True, late_gradients=False) if plain else Software()
     common = Strategy(dp=8, seq_len=1024, software=software)
     members = [replace(common, schedule=name, pp=p, chunks=v, num_microbatches=m, zero=data.draw(st.integers(0, 3)),
                        recompute=data.draw(st.sampled_from(RECOMPUTE))) for name, p, v, m in each]

@@ -34,7 +34,7 @@ from simulator.timeline import chrome_trace
 from simulator.workload import Workload, build_workload
 
 H100 = CLUSTER.accelerator
-PLAIN = Software(name="plain", pipe_buffers=False, late_gradients=False)
+PLAIN = Software(name="plain", pipe_buffers=False, keeps_graph=False, late_gradients=False)
 SOFTWARE = (Software(), Software(kernels="fused"), PLAIN, replace(PLAIN, name="keeps sent", keeps_sent=True),
             *map(load_software, ("internevo-2023", "megatron-deepspeed-2022", "megatron-lm-2024")))
 KEPT = ("weights", "gradients", "optimizer", "buckets", "framework", "slack")
