@@ -35,7 +35,8 @@ class Cause:
     below 1 they come in bursts; mean gap 1 / rate). With an `early_share` the cause is early mortality instead: that share
     of the scope fails once, after an exponential time of mean `early_decay_s`. A failure takes `num_nodes` down; with
     probability `replaced` they go to repair, otherwise the processes start again on them. With `pause_s` training stands
-    still for so long and nothing is lost (a data stall). `detection_s` where it is not the fleet's.
+    still for so long and nothing is lost (a data stall). With `unnoticed_s` it corrupts the training state in silence and is
+    noticed so much later: what was trained since is lost. `detection_s` where it is not the fleet's.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Cause:
     num_nodes: int = 1
     detection_s: float | None = None
     pause_s: float = 0.0
+    unnoticed_s: float = 0.0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -87,6 +89,11 @@ class Fleet:
     def failures_per_s(self, num_gpus: int, num_nodes: int) -> float:
         """Return the steady rate of unplanned interruptions of a job; pauses and early mortality are not in it."""
         return sum(c.rate_per_s * members(c, num_gpus, num_nodes) for c in self.causes if not c.pause_s)
+
+    def unnoticed_s(self, num_gpus: int, num_nodes: int) -> float:
+        """Return for how long an unplanned interruption has gone unnoticed, mean over all of them."""
+        rates = [(c.rate_per_s * members(c, num_gpus, num_nodes), c.unnoticed_s) for c in self.causes if not c.pause_s]
+        return sum(rate * lag for rate, lag in rates) / (sum(rate for rate, _ in rates) or 1.0)
 
     def nodes_to_repair_per_s(self, num_gpus: int, num_nodes: int) -> float:
         """Return how many nodes of a job go to repair a second, early mortality left out."""
@@ -177,6 +184,7 @@ class CauseFile(_Strict):
     replaced: Share | None = None
     detection: str | None = None
     pause: str | None = None
+    unnoticed: str | None = None
 
 
 class PlannedFile(_Strict):
@@ -254,12 +262,15 @@ def _cause(file: CauseFile, replaced: float, origin: str) -> Cause:
             raise BadInput(f"{origin}.early.of: must be one of {', '.join(SCOPES[:2])} (is {file.early.of!r})")
     if scope == "domain" and file.nodes == 1:
         raise BadInput(f"{origin}.nodes: a domain holds several nodes; say how many, like 'nodes: 2'")
+    if file.pause is not None and file.unnoticed is not None:
+        raise BadInput(f"{origin}.unnoticed: a pause loses nothing, so nothing of it can go unnoticed; give one of the two")
     return Cause(
         name=file.cause, scope=scope, rate_per_s=rate, source=file.source, spread=file.spread, shape=file.shape,
         early_share=share, early_decay_s=decay, num_nodes=file.nodes,
         replaced=replaced if file.replaced is None else file.replaced,
         detection_s=None if file.detection is None else parse(file.detection, "s", f"{origin}.detection"),
         pause_s=0.0 if file.pause is None else _positive_time(file.pause, f"{origin}.pause"),
+        unnoticed_s=0.0 if file.unnoticed is None else _positive_time(file.unnoticed, f"{origin}.unnoticed"),
     )
 
 

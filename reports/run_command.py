@@ -39,6 +39,7 @@ class RunOptions:
 
     checkpoint_interval: str = AUTO
     checkpoint: str = "sync"
+    keep: int | None = None
     storage: str | None = None
     spares: int | None = None
     fleet: str = "published"
@@ -129,7 +130,10 @@ def run_case(plan: Plan, prediction: dict[str, Any], options: RunOptions) -> tup
             raise BadInput(f"storage: must be more than zero (is {options.storage!r}); write it like '200GB/s'")
     copy = host_copy(question.cluster.accelerator).bytes_per_s * writing_ranks(strategy)
     checkpoints = checkpoint_costs(options.checkpoint, size, storage, copy, 1)
-    checkpoints = replace(checkpoints, interval_steps=_interval(options.checkpoint_interval, training, checkpoints, fleet))
+    if options.keep is not None and options.keep < 1:
+        raise BadInput(f"keep: must be at least 1 checkpoint (is {options.keep})")
+    checkpoints = replace(checkpoints, interval_steps=_interval(options.checkpoint_interval, training, checkpoints, fleet),
+                          kept=options.keep or 0)
     times = ", ".join(f"{k} {show(v, 's')}" for k, v in (
         ("detection", fleet.detection_s), ("restart", fleet.restart_s), ("repair", fleet.repair_s)) if v)
     said += [f"{times} as the fleet's file says"] if times else []

@@ -31,6 +31,7 @@ class WholeRun:
 
     checkpoint_interval: Annotated[str | None, typer.Option(help="With --run: 'auto' or a time like 30min. [auto]")] = None
     checkpoint: Annotated[str | None, typer.Option(help="With --run: sync or async. [sync]")] = None
+    keep: Annotated[int | None, typer.Option(help="With --run: checkpoints that are kept, the newest ones. [all]")] = None
     storage: Annotated[str | None, typer.Option(help="With --run: rate of the storage, like 200GB/s. [by the GPU]")] = None
     spares: Annotated[int | None, typer.Option(help="With --run: spare nodes. [as many as pay]")] = None
     fleet: Annotated[str | None, typer.Option(help="With --run: how often what fails; a name or a YAML. [published]")] = None

@@ -1,7 +1,8 @@
 """One run from the first step to the last with SimPy: a few events for each interruption, none for a step or a checkpoint.
 
-Four kinds of process: the job, the fleet's strikes, planned stops, and a repair for each node that is away. What lies
-between two interruptions is a `Stretch`, in closed form. The job takes one of these turns:
+Processes: the job, the fleet's strikes on it and on idle spares, planned stops, a repair for each node that is away, and a
+corruption of the state that nobody has noticed yet. What lies between two interruptions is a `Stretch`, in closed form. The
+job takes one of these turns:
 
     down: detection, then waiting for nodes, then restart (start, another node's start, reading the checkpoint).
           A strike in it begins it anew.
@@ -12,7 +13,7 @@ between two interruptions is a `Stretch`, in closed form. The job takes one of t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -34,6 +35,16 @@ class _TimeIsUp(Exception):
 
 
 @dataclass(slots=True)
+class _Corruption:
+    """A corruption of the training state that goes unnoticed: the newest step from before it that a checkpoint holds, and
+    whether the job has since gone back to before it."""
+
+    strike: Strike
+    clean_step: int
+    erased: bool = False
+
+
+@dataclass(slots=True)
 class _Job:
     """The state of a run: its nodes, its step and what its time was spent on."""
 
@@ -52,6 +63,7 @@ class _Job:
     parts_s: dict[str, float] = field(default_factory=lambda: dict.fromkeys(PARTS, 0.0))
     strikes: list[int] = field(default_factory=list)
     stops: list[int] = field(default_factory=list)
+    corruptions: list[_Corruption] = field(default_factory=list)
     process: Any = None
     nodes_back: Any = None
 
@@ -65,15 +77,18 @@ class _Stop:
 
 
 def simulate_run(
-    training: Training, checkpoints: Checkpoints, fleet: Fleet, reserve: Reserve, strikes: Iterator[Strike], limit_s: float
+    training: Training, checkpoints: Checkpoints, fleet: Fleet, reserve: Reserve, strikes: Iterator[Strike], limit_s: float,
+    idle: Iterable[Strike] = (),
 ) -> Outcome:
-    """Return what one run comes to under given strikes; one that takes longer than `limit_s` is cut off there."""
+    """Return what one run comes to under given strikes, those on `idle` spares apart; one that takes longer than `limit_s` is
+    cut off there."""
     env = simpy.Environment()
     job = _Job(env=env, training=training, checkpoints=checkpoints, fleet=fleet, reserve=reserve, held=training.num_nodes,
                spare=reserve.num_spares, strikes=[0] * len(fleet.causes), stops=[0] * len(fleet.planned))
     job.nodes_back = env.event()
     job.process = env.process(_run(job))
     env.process(_strike(job, strikes))
+    env.process(_strike_spares(job, idle))
     for index, stop in enumerate(fleet.planned):
         env.process(_stop(job, index, stop))
     env.process(_limit(job, limit_s))
@@ -85,9 +100,25 @@ def simulate_run(
 def _strike(job: _Job, strikes: Iterator[Strike]) -> Process:
     for strike in strikes:
         yield job.env.timeout(strike.time_s - job.env.now)
-        paused = job.fleet.causes[strike.cause].pause_s > 0
-        if _hits(job, strike) and (job.steady or not paused):
+        cause = job.fleet.causes[strike.cause]
+        # what does not train neither stalls nor corrupts anything
+        if _hits(job, strike) and (job.steady or not (cause.pause_s or cause.unnoticed_s)):
             job.process.interrupt(strike)
+
+
+def _strike_spares(job: _Job, strikes: Iterable[Strike]) -> Process:
+    for strike in strikes:
+        yield job.env.timeout(strike.time_s - job.env.now)
+        if strike.replaced and strike.where * job.reserve.num_spares < job.spare:
+            lost = min(job.fleet.causes[strike.cause].num_nodes, job.spare)
+            job.spare -= lost
+            job.env.process(_repair(job, lost, strike.repair_s))
+
+
+def _notice(job: _Job, corruption: _Corruption) -> Process:
+    yield job.env.timeout(job.fleet.causes[corruption.strike.cause].unnoticed_s)
+    if not corruption.erased and job.process.is_alive:
+        job.process.interrupt(corruption)
 
 
 def _hits(job: _Job, strike: Strike) -> bool:
@@ -162,7 +193,10 @@ def _down(job: _Job, turns: list[_Turn]) -> Process:
 
 def _interrupted(job: _Job, turns: list[_Turn], by: Any, passed_s: float) -> list[_Turn]:
     """Return the turns that follow an interruption of the first."""
-    if isinstance(by, Strike) and not job.fleet.causes[by.cause].pause_s:
+    if isinstance(by, _Corruption):
+        _go_back(job, by)
+        return _recovery(job, by.strike)
+    if isinstance(by, Strike) and not (job.fleet.causes[by.cause].pause_s or job.fleet.causes[by.cause].unnoticed_s):
         return _recovery(job, by)
     if isinstance(by, _Stop) and by.lasts_s is None:
         raise _TimeIsUp
@@ -205,7 +239,7 @@ def _train(job: _Job) -> Process:
     job.steady = True
     while elapsed_s < until_s:
         begun = job.env.now
-        strike: Strike | _Stop | None = None
+        strike: Strike | _Stop | _Corruption | None = None
         try:
             yield job.env.timeout(pause_s + until_s - elapsed_s)
         except simpy.Interrupt as interrupt:
@@ -220,11 +254,17 @@ def _train(job: _Job) -> Process:
         if isinstance(strike, Strike) and job.fleet.causes[strike.cause].pause_s:
             job.strikes[strike.cause] += 1
             pause_s += job.fleet.causes[strike.cause].pause_s
-        elif isinstance(strike, Strike) or strike.lasts_s is None:
+        elif isinstance(strike, Strike) and job.fleet.causes[strike.cause].unnoticed_s:
+            job.corruptions.append(_Corruption(strike, stretch.clean(elapsed_s)))
+            job.env.process(_notice(job, job.corruptions[-1]))
+        elif isinstance(strike, Strike | _Corruption) or strike.lasts_s is None:
             _book(job, stretch.failed(elapsed_s), elapsed_s)
+            _erase(job)
             if isinstance(strike, _Stop):
                 raise _TimeIsUp
-            yield from _down(job, _recovery(job, strike))
+            if isinstance(strike, _Corruption):
+                _go_back(job, strike)
+            yield from _down(job, _recovery(job, strike.strike if isinstance(strike, _Corruption) else strike))
             return
         elif after is None:
             after, spent = strike, stretch.stopped(elapsed_s)
@@ -240,6 +280,25 @@ def _planned(job: _Job, stop: _Stop) -> list[_Turn]:
     if stop.index is not None:
         job.stops[stop.index] += 1
     return [("maintenance", stop.lasts_s or 0.0), ("waiting", None), ("restart", job.fleet.restart_s + job.checkpoints.load_s)]
+
+
+def _go_back(job: _Job, corruption: _Corruption) -> None:
+    """Go back to the newest checkpoint from before a corruption, or where none of those that are kept is, to the beginning."""
+    c, t = job.checkpoints, job.training
+    oldest = job.step - (c.kept - 1) * c.interval_steps if c.kept else 0
+    good = corruption.clean_step if corruption.clean_step >= oldest else 0
+    lost_s = max(0, job.step - good) * t.step_time_s
+    job.step = min(job.step, good)
+    job.parts_s[PRODUCTIVE] -= lost_s
+    job.parts_s["redone"] += lost_s
+    _erase(job)
+
+
+def _erase(job: _Job) -> None:
+    """Forget corruptions from after the checkpoint that the job has gone back to."""
+    for corruption in job.corruptions:
+        corruption.erased |= job.step <= corruption.clean_step
+    job.corruptions = [c for c in job.corruptions if not c.erased]
 
 
 def _book(job: _Job, spent: Spent, elapsed_s: float) -> None:

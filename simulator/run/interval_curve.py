@@ -89,6 +89,7 @@ def expected_goodput(training: Training, checkpoints: Checkpoints, fleet: Fleet,
         return work / (t.undisturbed_s + t.num_steps / interval_steps * c.stall_s)
     # evaluations lengthen every interval alike
     interval = max(interval_steps * t.undisturbed_s / t.num_steps, c.write_s)
-    restart = fleet.detection_s + fleet.restart_s + c.load_s + c.write_s
+    # what was trained in vain since an unnoticed corruption is lost, too
+    restart = fleet.detection_s + fleet.restart_s + c.load_s + c.write_s + fleet.unnoticed_s(t.num_gpus, t.num_nodes)
     expected = expected_s(t.undisturbed_s, interval, c.stall_s, restart, mean / np.exp(fleet.spread * LUCK))
     return float((work / expected).mean())

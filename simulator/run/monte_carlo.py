@@ -13,7 +13,7 @@ from profiles.files import BadInput
 from profiles.reliability import Fleet
 from simulator.run.engine import simulate_run
 from simulator.run.outcome import Outcome, Outcomes, collect
-from simulator.run.strikes import draw_luck, strikes
+from simulator.run.strikes import draw_luck, idle_strikes, strikes
 from simulator.run.training import Checkpoints, Reserve, Training
 
 CHUNK = 8
@@ -47,7 +47,8 @@ def one_run(case: Case, run: int) -> Outcome:
     luck = draw_luck(case.fleet, t.step_spread, case.seed, run)
     slow = replace(t, step_time_s=t.step_time_s * luck.step, eval_s=t.eval_s * luck.step)
     hits = strikes(case.fleet, luck, t.num_gpus, t.num_nodes, case.seed, run)
-    return simulate_run(slow, case.checkpoints, case.fleet, case.reserve, hits, case.limit * slow.undisturbed_s)
+    idle = idle_strikes(case.fleet, luck, t.gpus_per_node, case.reserve.num_spares, case.seed, run)
+    return simulate_run(slow, case.checkpoints, case.fleet, case.reserve, hits, case.limit * slow.undisturbed_s, idle)
 
 
 def simulate_runs(

@@ -52,6 +52,10 @@ class Stretch:
         count = self._count_by(elapsed_s - self.checkpoints.write_s)
         return self._spent(self._boundary(count), self._done_s(count))
 
+    def clean(self, elapsed_s: float) -> int:
+        """Return the step of the newest checkpoint that was taken by a time, written or not."""
+        return self._boundary(self._count_by(elapsed_s))
+
     def stopped(self, elapsed_s: float) -> Spent:
         """Return what a stop on request leaves: the step that runs is finished, and a checkpoint written, late or early."""
         c, count = self.checkpoints, self._count_by(elapsed_s)

@@ -66,6 +66,17 @@ def strikes(fleet: Fleet, luck: Luck, num_gpus: int, num_nodes: int, seed: int, 
     return heapq.merge(*streams, key=attrgetter("time_s"))
 
 
+def idle_strikes(fleet: Fleet, luck: Luck, gpus_per_node: int, num_spares: int, seed: int, run: int) -> Iterator[Strike]:
+    """Return what takes spare nodes to repair while they stand idle, in the order of time: as often as nodes that train."""
+    streams = []
+    for index, cause in enumerate(fleet.causes):
+        rate = 0.0 if cause.scope == "job" else cause.rate_per_s * members(cause, num_spares * gpus_per_node, num_spares)
+        if rate * cause.replaced > 0 and not cause.pause_s:
+            draw = _generator(seed, run, 1 + len(fleet.causes) + index)
+            streams.append(_renewals(fleet, cause, index, rate * luck.rates[index], draw))
+    return heapq.merge(*streams, key=attrgetter("time_s"))
+
+
 def _generator(seed: int, run: int, stream: int) -> np.random.Generator:
     return np.random.default_rng((seed, run, stream))
 

@@ -50,13 +50,15 @@ class Checkpoints:
 
     Every `interval_steps` steps, and at the end. Training stands still for `stall_s`: the write where it is synchronous,
     the copy to host memory where it is not; then the write runs on for `write_s` beside training, and the next copy waits
-    until it is done. A checkpoint counts once it is written. `load_s` is what reading it back takes at a restart.
+    until it is done. A checkpoint counts once it is written. `load_s` is what reading it back takes at a restart. Of those
+    that were written the newest `kept` are there (0: all).
     """
 
     interval_steps: int
     stall_s: float
     write_s: float = 0.0
     load_s: float = 0.0
+    kept: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
