@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from planner.economics import gpu_hours, run_days, run_usd
@@ -78,9 +78,6 @@ def _prediction(
     strategy, accelerator = workload.strategy, question.cluster.accelerator
     memory = peak_memory(workload, accelerator)
     low, high = (float(p / closed.step_time_s) for p in (closed.p10_s, closed.p90_s))
-    days = float(run_days(question.tokens, strategy.tokens_per_step, step))
-    hours = float(gpu_hours(days, question.cluster.num_gpus))
-    usd = run_usd(hours, question.price)
     rate = float(tokens_per_s(strategy, step))
     return Prediction(
         strategy=strategy, step_time_s=step, p10_s=step * low, p90_s=step * high, tokens_per_s=rate,
@@ -89,5 +86,20 @@ def _prediction(
         hfu=float(hfu(question.model, strategy, step, accelerator)),
         peak_memory_bytes=float(memory.peak_bytes), usable_memory_bytes=float(memory.usable_bytes),
         memory_bytes={k: float(v) for k, v in memory.parts_bytes.items()}, fits=bool(memory.fits), breakdown_s=parts,
-        days=days, days_p10=days * low, days_p90=days * high, gpu_hours=hours, usd=None if usd is None else float(usd),
+        **_run_of(question, strategy, step, low, high),
     )
+
+
+def _run_of(question: Question, strategy: Strategy, step: float, low: float, high: float) -> dict[str, Any]:
+    """Return days and dollars of a step's run; P10 and P90 are so many times its median."""
+    days = float(run_days(question.tokens, strategy.tokens_per_step, step))
+    hours = float(gpu_hours(days, question.cluster.num_gpus))
+    usd = run_usd(hours, question.price)
+    return {"days": days, "days_p10": days * low, "days_p90": days * high, "gpu_hours": hours,
+            "usd": None if usd is None else float(usd)}
+
+
+def with_run_of(prediction: Prediction, question: Question) -> Prediction:
+    """Return a predicted step with the run of a question that has other tokens or another price: the step is the same."""
+    p = prediction
+    return replace(p, **_run_of(question, p.strategy, p.step_time_s, p.p10_s / p.step_time_s, p.p90_s / p.step_time_s))

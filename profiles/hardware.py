@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 from pydantic import PositiveInt
 
@@ -29,8 +30,8 @@ from profiles.network import Network, NetworkFile, declared
 from profiles.tables import MeasuredTable, read_table
 from profiles.units import parse
 
-__all__ = ["Accelerator", "Cluster", "Link", "Price", "cluster_from_table", "load_accelerator", "load_cluster",
-           "local_cluster", "pool", "with_links", "with_num_gpus"]
+__all__ = ["Accelerator", "Cluster", "Link", "Price", "cluster_from_mapping", "cluster_from_table", "load_accelerator",
+           "load_cluster", "local_cluster", "pool", "with_links", "with_num_gpus"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -167,18 +168,21 @@ def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:
         if nodes:
             raise BadInput(f"cluster: {text!r}: a pool has its nodes in its file, part by part")
         return _pool_of(files.validate(PoolFile, data, origin), origin, profile)
+    return cluster_from_mapping(data, path.stem if is_file else name, origin, int(nodes) if nodes else None)
+
+
+def cluster_from_mapping(data: dict[str, Any], name: str, origin: str, num_nodes: int | None = None) -> Cluster:
+    """Return the cluster that the fields of a cluster file state; `origin` is named in errors."""
     file = files.validate(ClusterFile, data, origin)
     if file.gpus_per_node % (file.gpus_per_host or file.gpus_per_node):
         raise BadInput(f"{origin}: gpus_per_host: {file.gpus_per_host} does not divide gpus_per_node {file.gpus_per_node}")
-
     return Cluster(
-        name=path.stem if is_file else name, title=file.name, accelerator=load_accelerator(file.accelerator),
-        gpus_per_node=file.gpus_per_node, gpus_per_host=file.gpus_per_host or 0,
-        num_nodes=int(nodes) if nodes else file.num_nodes,
+        name=name, title=file.name, accelerator=load_accelerator(file.accelerator),
+        gpus_per_node=file.gpus_per_node, gpus_per_host=file.gpus_per_host or 0, num_nodes=num_nodes or file.num_nodes,
         scale_up=_link(file.scale_up, f"{origin}: scale_up"), scale_out=_link(file.scale_out, f"{origin}: scale_out"),
         node_power_w=parse(file.node_power.value, "w", f"{origin}: node_power") if file.node_power else None,
         host=host_of(file.host, f"{origin}: host") if file.host else None,
-        network=declared(file.network, max(file.num_nodes, int(nodes or 0)), file.gpus_per_node, origin),
+        network=declared(file.network, max(file.num_nodes, num_nodes or 0), file.gpus_per_node, origin),
     )
 
 

@@ -16,7 +16,7 @@ from profiles.files import BadInput
 from profiles.model import ModelSpec, ParamSpec
 
 __all__ = ["FAMILIES", "MODEL_TYPES", "Item", "Shape", "all_params", "check_spec", "load_model", "model_from_config",
-           "model_from_mapping", "num_active_params", "num_params", "part_items", "part_params"]
+           "model_from_mapping", "model_from_text", "num_active_params", "num_params", "part_items", "part_params"]
 
 MODEL_TYPES: dict[str, Callable[[dict[str, Any]], ModelSpec]] = {
     "gpt2": gpt2.from_config,
@@ -86,11 +86,16 @@ def load_model(name: str) -> ModelSpec:
     """Return a model by catalogue name, or from a Hugging Face `config.json` or a YAML with the same keys."""
     path = Path(name)
     if path.suffix in (".json", ".yaml", ".yml"):
-        config = files.read_mapping(path)
-        label = str(config.get("_name_or_path") or path.parent.name or path.stem)
-        return model_from_config(config, path.stem if path.stem != "config" else label, source=path.name)
+        return model_from_text(files.read_text(path), path)
     data = files.catalog_mapping("models", name)
     return model_from_config(data["config"], name, source=data["source"])
+
+
+def model_from_text(text: str, path: Path) -> ModelSpec:
+    """Return the model that the text of a Hugging Face `config.json` (or a YAML with its keys) states; `path` names it."""
+    config = files.parse_mapping(text, str(path))
+    label = str(config.get("_name_or_path") or path.parent.name or path.stem)
+    return model_from_config(config, path.stem if path.stem != "config" else label, source=path.name)
 
 
 def all_params(spec: ModelSpec) -> tuple[ParamSpec, ...]:

@@ -13,6 +13,7 @@ VERBS = {
     "compare": "Show where the difference between plans or runs lies.",
     "whatif": "Change inputs: sweeps, break-evens, what matters most.",
     "report": "Write one self-contained page.",
+    "serve": "Serve a page to plan on, with sliders.",
     "validate": "Predict published measured runs: how far off?",
     "data": "Text to shards that training reads.",
     "quickstart": "Show the whole loop on this machine.",

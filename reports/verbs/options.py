@@ -16,7 +16,7 @@ from planner.rules import illegal_reason
 from profiles import files
 from profiles.families import load_model
 from profiles.files import BadInput
-from profiles.hardware import Price, load_cluster, with_num_gpus
+from profiles.hardware import Cluster, Price, load_cluster, with_num_gpus
 from profiles.model import ModelSpec
 from profiles.units import parse
 from reports.verbs.style import Json, names_of
@@ -67,10 +67,13 @@ class QuestionOptions:
 
     def question(
         self, model: str | ModelSpec, cluster: str, tokens: str, price: str | Price | None = None,
-        software: str | Software | None = None,
+        software: str | Software | None = None, machine: Cluster | None = None,
     ) -> Question:
-        """Return what is asked of a model on a cluster; a price or software given here stand for the options'."""
-        machine = load_cluster(cluster, self.profile)
+        """Return what is asked of a model on a cluster; a price or software given here stand for the options'.
+
+        A `machine` given here is what the cluster's text names.
+        """
+        machine = machine or load_cluster(cluster, self.profile)
         if self.gpus is not None:
             machine = with_num_gpus(machine, self.gpus)
         price, software = price or self.price, software or self.software
