@@ -133,8 +133,9 @@ HOSTILE: dict[str, tuple[int, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 def test_what_is_hostile_is_refused(port: int, name: str) -> None:
-    status, given = HOSTILE[name]
-    reply = ask(port, given.pop("path", "/api/answer"), **{k: v for k, v in given.items()})
+    status, told = HOSTILE[name]
+    given = dict(told)
+    reply = ask(port, given.pop("path", "/api/answer"), **given)
     line = reply.json["error"]
     assert (reply.status, line.count("\n")) == (status, 0), reply
     assert len(line) < 500 and "Traceback" not in line and "root:" not in line
@@ -170,7 +171,7 @@ def test_other_hosts_where_asked_for() -> None:
 
 
 def test_without_the_extra(run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in [n for n in sys.modules if n.startswith("reports.serve.server") or n.startswith("reports.serve.guard")]:
+    for name in [n for n in sys.modules if n.startswith(("reports.serve.server", "reports.serve.guard"))]:
         monkeypatch.delitem(sys.modules, name)
     monkeypatch.setitem(sys.modules, "starlette.applications", None)
     monkeypatch.setitem(sys.modules, "uvicorn", None)
