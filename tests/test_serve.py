@@ -72,7 +72,10 @@ def test_more_sizes_are_the_answers_of_other_counts(port: int) -> None:
 @pytest.mark.parametrize("given", [
     {}, {"tokens": "2.5B", "seq_len": 512, "price": "1.5 USD/h", "network": "100 Gb/s", "model": "mine.json", "config": CONFIG},
 ], ids=["plain", "changed"])
-def test_the_plan_is_that_of_the_command_line(port: int, run: Any, tmp_path: Path, given: dict[str, Any]) -> None:
+def test_the_plan_is_that_of_the_command_line(
+    port: int, run: Any, tmp_path: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("reports.verbs.plan.write_page", lambda *values, **named: None)
     reply = ask(port, "/api/plan", ASKED | {"gpus": 2} | given)
     lines = [json.loads(line) for line in reply.body.splitlines()]
     assert reply.status == 200 and all(0 <= line["share"] <= 1 for line in lines[:-1])
@@ -218,3 +221,4 @@ def test_whatever_is_asked_is_a_question_or_one_line(data: dict[str, Any], whole
 def test_styles_become_attributes() -> None:
     assert plain('<path style="fill: none; stroke-width: 2"/>') == '<path fill="none" stroke-width="2"/>'
     assert plain('<svg style="max-width: 518px">') == '<svg width="518">'
+    assert plain('<i style="background: var(--blue,#0072b2)"></i>') == '<i class="mark blue"></i>'

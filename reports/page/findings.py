@@ -21,6 +21,7 @@ from reports.accuracy import Outcome
 from reports.compare import current_prediction
 from reports.goals_command import cases_of
 from reports.nearest import nearest
+from reports.page.words import noun_of
 from reports.run_command import RunOptions, run_case
 from reports.whatif_command import WhatIfOptions, what_if
 from simulator.run.monte_carlo import Case, simulate_runs
@@ -66,7 +67,7 @@ class Findings:
     @property
     def noun(self) -> str:
         """Return what an accelerator is called."""
-        return "GPU" if self.question.cluster.accelerator.device == "cuda" else "rank"
+        return noun_of(self.question)
 
     @property
     def own(self) -> Point:

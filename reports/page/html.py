@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup, escape
@@ -14,14 +15,19 @@ from reports.page.values import Picture, Report, Table
 
 def html(report: Report) -> str:
     """Return the page; the same report gives the same text."""
-    environment = Environment(
+    return environment().get_template("page.html.j2").render(report=report, verdict=report.verdict) + "\n"
+
+
+@cache
+def environment() -> Environment:
+    """Return where templates are found, with what all of them use."""
+    made = Environment(
         loader=PackageLoader("reports"), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True,
     )
-    environment.filters |= {"said": said, "drawn": drawn, "css": css}
-    environment.tests["word"] = is_word
-    return environment.get_template("page.html.j2").render(
-        report=report, verdict=report.verdict, colours=css_variables(), dark_colours=css_variables(dark=True),
-    ) + "\n"
+    made.filters |= {"said": said, "drawn": drawn, "css": css}
+    made.tests["word"] = is_word
+    made.globals |= {"colours": css_variables(), "dark_colours": css_variables(dark=True)}
+    return made
 
 
 def said(text: str) -> Markup:

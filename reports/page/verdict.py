@@ -3,35 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import groupby
 
 from planner.bill import Bill, TermCost
 from planner.economics import Band
+from planner.predict import Prediction
+from planner.question import Question
 from profiles.units import show, significant
 from reports.compare import per_cent, share, shown, span
 from reports.page.findings import Findings
 from reports.page.values import Exhibit, Fact, Section, Table, Verdict
-from reports.page.words import binding, days, plural, three, usd
+from reports.page.words import binding, days, noun_of, plural, three, usd
+from simulator.run.outcome import Outcomes
 
 
 def verdict(found: Findings) -> Verdict:
     """Return the answer of a report."""
-    question, p = found.question, found.prediction
+    p = found.prediction
+    said = replace(verdict_of(found.question, p, found.bill, found.runs), warnings=tuple(_warnings(found)))
+    if found.run is None:
+        return said
+    error = p.step_time_s / found.run.step_time_s - 1
+    measured = (f" Measured: {shown(found.run.step_time_s, 's')} a step, {shown(found.run.tokens_per_s, 'tokens/s')}; the "
+                f"predicted step is off by {per_cent(error)}.")
+    return replace(said, line=said.line + measured)
+
+
+def verdict_of(question: Question, p: Prediction, bill: Bill, runs: Outcomes | None = None) -> Verdict:
+    """Return the answer of a prediction and its bill, with simulated runs where there are any."""
     cluster = question.cluster
     where = cluster.title if cluster.name == "local" else f"{cluster.num_nodes} x {cluster.title}"
     return Verdict(
-        title=f"{question.model.name} on {where}", word="Fits" if p.fits else "Does not fit", good=p.fits, line=_line(found),
-        facts=tuple(_facts(found)), warnings=tuple(_warnings(found)),
+        title=f"{question.model.name} on {where}", word="Fits" if p.fits else "Does not fit", good=p.fits,
+        line=_line(question, p, bill), facts=tuple(_facts(question, p, bill, runs)),
     )
 
 
-def _line(found: Findings) -> str:
-    question, p, bill = found.question, found.prediction, found.bill
+def _line(question: Question, p: Prediction, bill: Bill) -> str:
     low, middle, high = three(bill.days)
     said = (
         f"{shown(p.peak_memory_bytes, 'bytes')} of {shown(p.usable_memory_bytes, 'bytes')} usable on the fullest rank "
         f"({share(p.peak_memory_bytes / p.usable_memory_bytes)}). {show(question.tokens, 'count')} tokens on "
-        f"{plural(question.cluster.num_gpus, found.noun)} {'take' if p.fits else 'would take'} {days(middle)} "
+        f"{plural(question.cluster.num_gpus, noun_of(question))} {'take' if p.fits else 'would take'} {days(middle)} "
         f"(P10 {days(low)}, P90 {days(high)})"
     )
     if bill.usd is None or question.price is None:
@@ -41,22 +55,18 @@ def _line(found: Findings) -> str:
         price = question.price
         said += (f" and cost {usd(middle)} (P10 {usd(low)}, P90 {usd(high)}) at {significant(price.usd_per_gpu_hour)} USD per "
                  f"GPU-hour, {price.term}, as of {price.date}.")
-    if found.run is not None:
-        error = p.step_time_s / found.run.step_time_s - 1
-        said += (f" Measured: {shown(found.run.step_time_s, 's')} a step, {shown(found.run.tokens_per_s, 'tokens/s')}; the "
-                 f"predicted step is off by {per_cent(error)}.")
     return said
 
 
-def _facts(found: Findings) -> Iterator[Fact]:
-    p, s, noun, bill = found.prediction, found.plan.strategy, found.noun, found.bill
+def _facts(question: Question, p: Prediction, bill: Bill, runs: Outcomes | None) -> Iterator[Fact]:
+    s, noun = p.strategy, noun_of(question)
     yield Fact(name="strategy", value=s.describe(), note=f"{s.precision}, {s.kernels} kernels, sequence {s.seq_len}, global "
                f"batch {plural(int(s.global_batch), 'sequence')}")
     low, middle, high = three(bill.days)
     yield Fact(name="duration", value=days(middle), note=f"P10 {days(low)}, P90 {days(high)}; {days(p.days)} undisturbed")
-    if bill.usd is not None and found.question.price is not None:
+    if bill.usd is not None and question.price is not None:
         low, middle, high = three(bill.usd)
-        dated = f"price of {found.question.price.date}"
+        dated = f"price of {question.price.date}"
         yield Fact(name="cost", value=usd(middle), note=f"P10 {usd(low)}, P90 {usd(high)}; {dated}")
     yield Fact(name="step time", value=shown(p.step_time_s, "s"), note=f"P10 to P90: {span(p.p10_s, p.p90_s, 's')}")
     yield Fact(name="throughput", value=shown(p.tokens_per_s, "tokens/s"),
@@ -65,7 +75,7 @@ def _facts(found: Findings) -> Iterator[Fact]:
     what, then = binding(p)
     yield Fact(name="what binds", value=what, note=then)
     if bill.goodput is not None:
-        simulated = f", {share(found.runs.goodput)} simulated with all else" if found.runs is not None else ""
+        simulated = f", {share(runs.goodput)} simulated with all else" if runs is not None else ""
         yield Fact(name="goodput", value=share(float(bill.goodput.p50)), note=f"failures and checkpoints{simulated}")
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pandas as pd
 
+from planner.predict import Prediction
 from reports.compare import ROUNDING_S, TERMS, share, shown
 from reports.figures import memory_stack, waterfall
 from reports.figures.palette import MEMORY_COLOURS, TERM_COLOURS
@@ -20,11 +21,11 @@ def why(found: Findings) -> Section:
             f"{', ' + ', '.join(parts) if parts else ''}. "
             f"The fullest rank {'has' if p.fits else 'lacks'} "
             f"{shown(abs(p.usable_memory_bytes - p.peak_memory_bytes), 'bytes')}{' to spare' if p.fits else ''}.")
-    return Section(key="why", title="Where the time and the memory go", gist=gist, exhibits=(_time(found), _memory(found)))
+    return Section(key="why", title="Where the time and the memory go", gist=gist, exhibits=(time_of(p), memory_of(p)))
 
 
-def _time(found: Findings) -> Exhibit:
-    p = found.prediction
+def time_of(p: Prediction) -> Exhibit:
+    """Return where a step's time goes."""
     terms = [(t, TERMS[t], s) for t, s in p.breakdown_s.items() if s > ROUNDING_S]
     nothing = [TERMS[t] for t, s in p.breakdown_s.items() if s <= ROUNDING_S]
     frame = pd.DataFrame(terms, columns=["term", "name", "seconds"])
@@ -42,8 +43,8 @@ def _time(found: Findings) -> Exhibit:
     )
 
 
-def _memory(found: Findings) -> Exhibit:
-    p = found.prediction
+def memory_of(p: Prediction) -> Exhibit:
+    """Return what the fullest rank holds."""
     parts = [(name, MEMORY_NAMES[name], size) for name, size in p.memory_bytes.items() if size > 0]
     frame = pd.DataFrame(parts, columns=["part", "name", "bytes"])
     usable, peak = p.usable_memory_bytes, p.peak_memory_bytes

@@ -6,6 +6,7 @@ import math
 
 from planner.economics import Band
 from planner.predict import Prediction
+from planner.question import Question
 from profiles.units import show, significant
 from reports.compare import ROUNDING_S, TERMS, share
 
@@ -48,6 +49,11 @@ def binding(p: Prediction) -> tuple[str, str]:
     then = f"then {terms[1][0]}, {share(terms[1][1])}; " if len(terms) > 1 else ""
     full = share(p.peak_memory_bytes / p.usable_memory_bytes)
     return f"{terms[0][0]}, {share(terms[0][1])} of the step", f"{then}memory {full} full"
+
+
+def noun_of(question: Question) -> str:
+    """Return what an accelerator is called."""
+    return "GPU" if question.cluster.accelerator.device == "cuda" else "rank"
 
 
 def plural(number: int, noun: str) -> str:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from profiles import files
-from reports.serve.parts import environment
+from reports.figures.palette import VARIABLES
+from reports.page.html import environment
 
 FIELDS = (
     ("what", "What is trained", (
@@ -26,9 +27,10 @@ def page_files() -> dict[str, tuple[str, str]]:
         clusters=[name for name in files.catalog_names("clusters")
                   if "gpus_per_node" in files.catalog_mapping("clusters", name)],
     )
+    style = made.get_template("serve.css.j2").render(marks=VARIABLES.values())
     return {
         "/": ("text/html", page), "/page.js": ("text/javascript", made.get_template("serve.js").render()),
-        "/page.css": ("text/css", made.get_template("serve.css.j2").render()), "/icon.svg": ("image/svg+xml", ICON),
+        "/page.css": ("text/css", style), "/icon.svg": ("image/svg+xml", ICON),
     }
 
 

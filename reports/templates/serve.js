@@ -63,6 +63,7 @@ async function controls(changed) {
 
 function busy(is) {
   at("answer").setAttribute("aria-busy", String(is));
+  if (is) at("sizes").setAttribute("aria-busy", "true");
 }
 
 function say(error) {
@@ -74,15 +75,8 @@ function say(error) {
 }
 
 function fill(pieces) {
-  for (const name of ["verdict", "time", "memory"]) put(name, pieces[name] || "");
+  for (const name of ["verdict", "time", "memory"]) at(name).innerHTML = pieces[name] || "";
   at("short").textContent = pieces.short;
-}
-
-function put(id, html) {
-  // a table that was closed stays closed
-  const closed = at(id).querySelector("details")?.open === false;
-  at(id).innerHTML = html;
-  if (closed) at(id).querySelector("details")?.removeAttribute("open");
 }
 
 async function ask() {
@@ -98,10 +92,9 @@ async function ask() {
       `${answer.strategies_priced.toLocaleString("en")} of them legal.`;
     at("command").textContent = answer.command;
     busy(false);
-    at("sizes").setAttribute("aria-busy", "true");
     const sizes = await (await post("/api/sizes", asked, mine.signal)).json();
     if (mine !== asking) return;
-    put("sizes", sizes.html);
+    at("sizes").innerHTML = sizes.html;
     at("sizes").setAttribute("aria-busy", "false");
   } catch (error) {
     if (mine === asking) say(error);
