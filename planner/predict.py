@@ -13,7 +13,7 @@ from simulator.condition import Condition
 from simulator.estimate import Estimate, estimate
 from simulator.memory import peak_memory
 from simulator.metrics import hfu, mfu, tokens_per_s
-from simulator.replay import replay
+from simulator.replay import Step, play, timeline_of
 from simulator.schedules import Table
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
@@ -65,11 +65,20 @@ def predict_replayed(
 
     `condition` says which ranks are slow; a schedule `table` takes the place of the strategy's own.
     """
+    return predict_played(question, strategy, cost, condition=condition, table=table)[:2]
+
+
+def predict_played(
+    question: Question, strategy: Strategy, cost: CostModel | None = None, *, condition: Condition | None = None,
+    table: Table | None = None,
+) -> tuple[Prediction, Timeline, Step]:
+    """Return as `predict_replayed` does, and the step as it was played, of which `memory_timeline` tells."""
     cost = cost or cost_model(question.cluster)
     workload = build_workload(question.model, strategy)
-    timeline = replay(workload, cost, condition, table)
+    step = play(workload, cost, condition, table)
+    timeline = timeline_of(step)
     parts = with_exposed_sends(breakdown(timeline), workload, cost, timeline, condition, table)
-    return _prediction(question, workload, estimate(workload, cost), timeline.step_time_s, parts), timeline
+    return _prediction(question, workload, estimate(workload, cost), timeline.step_time_s, parts), timeline, step
 
 
 def _prediction(

@@ -7,26 +7,13 @@ from typing import Any
 
 from rich.table import Table
 
-from planner.plan import Plan
-from profiles.cost import cost_model
 from profiles.units import show
-from simulator.condition import Condition
-from simulator.memory_timeline import MemoryTimeline, Peak, memory_timeline
-from simulator.replay import play
-from simulator.schedules import Table as ScheduleTable
-from simulator.workload import build_workload
+from simulator.memory_timeline import MemoryTimeline, Peak
 
 NUM_SHOWN = 8
 """How many of the fullest ranks the table shows."""
 NUM_KINDS = 5
 """How many kinds are named; the rest is added up."""
-
-
-def memory_of(plan: Plan, condition: Condition | None = None, table: ScheduleTable | None = None) -> MemoryTimeline:
-    """Return what the ranks of a plan hold over a step; a schedule `table` takes the place of the plan's own."""
-    workload = build_workload(plan.question.model, plan.strategy)
-    step = play(workload, cost_model(plan.question.cluster), condition, table)
-    return memory_timeline(step, plan.question.cluster.accelerator)
 
 
 def peaks_table(memory: MemoryTimeline, names: Mapping[int, str], usable_bytes: float) -> Table:

@@ -68,6 +68,9 @@ def timeline(num_ranks: int, num_microbatches: int) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
+REPLAYS = pd.DataFrame([(what, ranks, 4 * ranks * m, each_s * 4 * ranks * m) for what, each_s in (("table", 1e-5), (LONG, 2e-5))
+                        for ranks in (4, 32) for m in (32, 256)], columns=["what", "ranks", "actions", "seconds"])
+
 DRAWN: dict[str, Callable[[], Figure]] = {
     "waterfall": lambda: figures.waterfall(WATERFALL),
     "memory": lambda: figures.memory_stack(MEMORY, 79.6 * GIB),
@@ -94,6 +97,7 @@ DRAWN: dict[str, Callable[[], Figure]] = {
     "scatter": lambda: accuracy.scatter(RUNS),
     "histogram": lambda: accuracy.histogram(RUNS),
     "spans": lambda: accuracy.spans(ERRORS),
+    "replay": lambda: figures.replay_cost(REPLAYS),
 }
 
 
@@ -190,6 +194,13 @@ def test_the_roof_is_bandwidth_then_peak_and_no_dot_lies_above_it() -> None:
     assert roof[x < 200] == pytest.approx(x[x < 200] * 3.35)
     dots = np.concatenate([np.asarray(c.get_offsets()) for c in axes.collections])
     assert len(dots) == len(MATMULS) and (dots[:, 1] <= np.interp(dots[:, 0], x, roof)).all()
+
+
+def test_the_cost_of_replays_lies_on_its_line_where_all_actions_cost_as_much() -> None:
+    axes = figures.replay_cost(REPLAYS).axes[0]
+    for line, num in zip(axes.lines[:2], (4, 2), strict=True):
+        actions, seconds = np.array(line.get_data(), dtype=float)
+        assert (seconds / actions).tolist() == pytest.approx([1e-5] * num)
 
 
 def test_the_fan_ends_at_the_percentiles() -> None:

@@ -3,6 +3,7 @@
 from reports.figures.choice import PARETO_COLUMNS, alternatives, pareto
 from reports.figures.drawing import svg
 from reports.figures.gantt import action_spans, gantt
+from reports.figures.replay_cost import replay_cost
 from reports.figures.risk import fan, goodput_bar, near, tornado
 from reports.figures.run import loss_curve, step_times
 from reports.figures.scaling import roofline, scaling
@@ -11,6 +12,6 @@ from reports.figures.sweep import Axis, sweep_lines
 
 __all__ = [
     "PARETO_COLUMNS", "Axis", "action_spans", "alternatives", "between", "fan", "gantt", "goodput_bar", "loss_curve",
-    "memory_stack", "near", "pareto", "roofline", "scaling", "side_by_side", "step_times", "svg", "sweep_lines", "tornado",
-    "waterfall",
+    "memory_stack", "near", "pareto", "replay_cost", "roofline", "scaling", "side_by_side", "step_times", "svg",
+    "sweep_lines", "tornado", "waterfall",
 ]

@@ -9,16 +9,17 @@ from typing import Annotated
 import typer
 
 from planner.plan import plan_from_prediction, read_plan
-from planner.predict import predict_replayed
+from planner.predict import predict_played
 from reports.console import console, progress
 from reports.data_command import with_data
 from reports.disturbed import condition_of, disturb, disturbed_table, noise_of, own_table
-from reports.memory_peaks import memory_of, peaks_json, peaks_table
+from reports.memory_peaks import peaks_json, peaks_table
 from reports.plan_tables import prediction_table, title_of
 from reports.run_command import exit_status, run_json, run_options, simulate_plan
 from reports.run_tables import run_screen
 from reports.verbs.options import PlanArg, refuse_own_input, unfolded
 from reports.verbs.style import Json, examples, print_json, verb_app
+from simulator.memory_timeline import memory_timeline
 from simulator.replay import rank_names
 from simulator.timeline import write_trace
 
@@ -78,8 +79,8 @@ def simulate(
     by = disturbed_by
     condition = condition_of(plan_, by.slow_gpu or [], by.slow_node or [])
     disturbed = disturb(plan_, condition, noise_of(by.speed_spread, by.jitter, by.pauses), by.steps, seed or 0)
-    prediction, timeline = predict_replayed(plan_.question, plan_.strategy, condition=condition, table=table)
-    memory, usable_bytes = memory_of(plan_, condition, table), prediction.usable_memory_bytes
+    prediction, timeline, step = predict_played(plan_.question, plan_.strategy, condition=condition, table=table)
+    memory, usable_bytes = memory_timeline(step, plan_.question.cluster.accelerator), prediction.usable_memory_bytes
     if trace is not None:
         write_trace(trace, timeline, rank_names(plan_.strategy, condition), memory.rows)
     prediction = with_data(prediction, plan_, data)
