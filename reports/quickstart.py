@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from executor.engine import refusal
+from executor.journal import read_journal
 from executor.launch import launch
 from executor.run import Job, Run
 from planner.plan import Plan, plan_from_search, write_plan
@@ -82,7 +83,8 @@ def _write(plan: Plan, folder: Path, run: Run | None = None) -> Timeline:
     _, timeline = predict_replayed(plan.question, plan.strategy)
     write_plan(plan, folder / "plan.yaml")
     write_trace(folder / "trace.json", timeline, rank_names(plan.strategy))
-    write_page(plan, folder / "plan.html", run=run, timeline=timeline, trace="trace.json")
+    write_page(plan, folder / "plan.html", run=run, timeline=timeline, trace="trace.json",
+               journal=read_journal(run.job.out) if run else ())
     return timeline
 
 

@@ -58,12 +58,16 @@ def event_text(line: Line, num_steps: int) -> str | None:
             return None
 
 
+def terms_of(spent: Goodput) -> dict[str, float]:
+    """Return where a run's time went: seconds by what they are called."""
+    return {"training": spent.training_s, "data": spent.data_s, "checkpoints": spent.checkpoint_s, "restarts": spent.restart_s,
+            "wasted steps": spent.wasted_s, "start and end": spent.start_s}
+
+
 def goodput_text(spent: Goodput) -> str:
     """Return where a run's time went, in a line."""
-    terms = {"training": spent.training_s, "data": spent.data_s, "checkpoints": spent.checkpoint_s, "restarts": spent.restart_s,
-             "wasted steps": spent.wasted_s, "start and end": spent.start_s}
     return f"goodput {spent.ratio:.1%} of {show(spent.wall_s, 's')}: " + ", ".join(
-        f"{name} {show(seconds, 's')}" for name, seconds in terms.items() if seconds)
+        f"{name} {show(seconds, 's')}" for name, seconds in terms_of(spent).items() if seconds)
 
 
 def dry_run(job: Job) -> Run:

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from profiles.units import show, significant
-from reports.figures.drawing import bare, brief, drawn, sheet
+from reports.figures.drawing import bare, brief, drawn, scale, sheet
 from reports.figures.palette import BLUE, GREEN, GREY, INK, ORANGE, SKY, VERMILLION
 
 if TYPE_CHECKING:
@@ -27,9 +27,11 @@ def fan(frame: pd.DataFrame, tokens: float, undisturbed_days: float) -> Figure:
     first token to its ends: runs lose time all along.
     """
     days = np.sort(frame["days"].to_numpy(float))
+    length, time = (86400.0, "days") if undisturbed_days >= 1 else scale(86400.0 * undisturbed_days)
+    times, undisturbed = days * 86400.0 / length, undisturbed_days * 86400.0 / length
 
     def at(share: float) -> float:
-        return float(np.quantile(days, share, method="higher"))
+        return float(np.quantile(times, share, method="higher"))
 
     unit = show(tokens, "count").split(" ")[-1]
     done = float(show(tokens, "count", 6).split(" ")[0].replace(",", ""))
@@ -41,9 +43,9 @@ def fan(frame: pd.DataFrame, tokens: float, undisturbed_days: float) -> Figure:
                       label=f"P{100 * low:.0f} to P{100 * high:.0f}")
     if math.isfinite(at(0.5)):
         axes.plot([0.0, at(0.5)], [0.0, done], color=BLUE, linewidth=1.8, label="median")
-    axes.plot([0.0, undisturbed_days], [0.0, done], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="no failure")
-    ends = [d for d in (at(0.95), undisturbed_days) if math.isfinite(d)]
-    axes.set(xlim=(0, 1.04 * max(ends)), ylim=(0, 1.06 * done), xlabel="days from the first step",
+    axes.plot([0.0, undisturbed], [0.0, done], color=INK, linewidth=1.0, linestyle=(0, (4, 3)), label="no failure")
+    ends = [d for d in (at(0.95), undisturbed) if math.isfinite(d)]
+    axes.set(xlim=(0, 1.04 * max(ends)), ylim=(0, 1.06 * done), xlabel=f"{time} from the first step",
              ylabel=f"tokens trained, {unit}" if unit.isalpha() else "tokens trained")
     axes.grid(color=INK, alpha=0.12, linewidth=0.6)
     figure.legend(loc="outside upper center", ncols=3, fontsize=9)

@@ -19,8 +19,8 @@ MARKERS = {"F": "o", "B": "s", "W": "^"}
 
 
 @drawn
-def scaling(frame: pd.DataFrame, cost: str) -> Figure:
-    """Return tokens/s and cost per token over accelerators, both logarithmic; circles where the strategy changes.
+def scaling(frame: pd.DataFrame, cost: str, what: str = "GPUs") -> Figure:
+    """Return tokens/s and cost per token over accelerators (called `what`); circles where the strategy changes.
 
     Rows: num_gpus, tokens_per_s, cost_per_token (in the unit that `cost` names), is_change, is_chosen.
     """
@@ -29,12 +29,12 @@ def scaling(frame: pd.DataFrame, cost: str) -> Figure:
     upper, lower = figure.subplots(2, 1, sharex=True)
     first, num = frame.iloc[0], frame["num_gpus"].to_numpy(float)
     upper.plot(num, first["tokens_per_s"] * num / num[0], color=GREY, linewidth=1.2, linestyle=(0, (4, 3)),
-               label="as many times more as there are GPUs")
+               label=f"as many times more as there are {what}")
     for axes, column, colour in ((upper, "tokens_per_s", BLUE), (lower, "cost_per_token", GREEN)):
         axes.plot(num, frame[column], color=colour, linewidth=1.6, marker="o", markersize=5)
         of_change, of_chosen = frame[frame["is_change"]], frame[frame["is_chosen"]]
         axes.plot(of_change["num_gpus"], of_change[column], linestyle="none", marker="o", markersize=12,
-                  markerfacecolor="none", color=VERMILLION, label="another strategy than with fewer GPUs")
+                  markerfacecolor="none", color=VERMILLION, label=f"another strategy than with fewer {what}")
         axes.plot(of_chosen["num_gpus"], of_chosen[column], linestyle="none", marker="*", markersize=14, color=VERMILLION,
                   label="this plan")
         axes.set_xscale("log")
@@ -44,7 +44,7 @@ def scaling(frame: pd.DataFrame, cost: str) -> Figure:
             axes.set_ylim(0, 1.2 * float(frame[column].max()))
             axes.grid(axis="y", color=INK, alpha=0.15, linewidth=0.8)
     upper.set_ylabel("tokens/s")
-    lower.set(xlabel="GPUs", ylabel=cost)
+    lower.set(xlabel=what, ylabel=cost)
     lower.set_xticks(num, [f"{int(n):,}" for n in num])
     lower.minorticks_off()
     handles, labels = upper.get_legend_handles_labels()

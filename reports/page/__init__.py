@@ -7,9 +7,11 @@ three renderings of the same values. A new section is a new file and one line in
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from executor.journal import Line
 from executor.run import Run
 from planner.plan import Plan, write_plan
 from profiles import files
@@ -56,14 +58,15 @@ def page_target(path: Path) -> Path:
 
 
 def write_page(
-    plan: Plan, path: str | Path, *, run: Run | None = None, timeline: Timeline | None = None, trace: str = ""
+    plan: Plan, path: str | Path, *, run: Run | None = None, timeline: Timeline | None = None, trace: str = "",
+    journal: Sequence[Line] = (),
 ) -> Path:
     """Write the report of a plan as HTML or, where the name ends so, Markdown, with the run beside it if there is one.
 
-    `timeline` is the plan's replay, if at hand; `trace` the name of a trace beside the page.
+    `timeline` is the plan's replay, if at hand; `trace` the name of a trace beside the page; `journal` that of the run.
     """
     target = page_target(Path(path))
-    return write_report(report_of(gather(plan, run, timeline), trace), target)
+    return write_report(report_of(gather(plan, run, timeline, journal=journal), trace), target)
 
 
 def write_report(report: Report, target: Path) -> Path:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from executor.goodput import Goodput, goodput
+from executor.journal import Line
 from executor.run import Run
 from planner.bill import Bill, bill
 from planner.counts import Sized, changed, near_space, on_count, searched
@@ -43,7 +45,8 @@ class Findings:
     """A plan with everything that is known of it, and the run that was made of it, if there is one.
 
     `runs` are simulated with failures (None where nothing fits), `points` are counts of accelerators with what the run takes
-    there, the plan's own among them; `left_out` says why a count is not there. `case` holds the spare nodes that pay.
+    there, the plan's own among them; `left_out` says why a count is not there. `case` holds the spare nodes that pay, `spent`
+    is where the time of the run went, by its journal.
     """
 
     plan: Plan
@@ -58,6 +61,7 @@ class Findings:
     points: tuple[Point, ...]
     left_out: tuple[str, ...]
     near: tuple[Outcome, ...]
+    spent: Goodput | None = None
 
     @property
     def question(self) -> Question:
@@ -76,9 +80,10 @@ class Findings:
 
 
 def gather(
-    plan: Plan, run: Run | None = None, timeline: Timeline | None = None, on_progress: Callable[[float], None] | None = None
+    plan: Plan, run: Run | None = None, timeline: Timeline | None = None, on_progress: Callable[[float], None] | None = None,
+    journal: Sequence[Line] = (),
 ) -> Findings:
-    """Return all that a report of a plan needs; `timeline` is the plan's replay, if at hand."""
+    """Return all that a report of a plan needs; `timeline` is the plan's replay, if at hand, `journal` that of the run."""
     tell = on_progress or (lambda share: None)
     prediction, edited = current_prediction(plan)
     timeline = timeline or predict_replayed(plan.question, plan.strategy)[1]
@@ -94,6 +99,7 @@ def gather(
         plan=plan, run=run, prediction=prediction, edited=edited, timeline=timeline,
         bill=bill(plan.question, plan.strategy, current.prediction, case=case), case=held,
         runs=runs, tornado=moves, points=points, left_out=left_out, near=nearest(plan.question, plan.strategy),
+        spent=goodput(journal) if journal else None,
     )
 
 

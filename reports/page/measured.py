@@ -9,16 +9,18 @@ from statistics import median
 import numpy as np
 import pandas as pd
 
+from executor.goodput import Goodput
 from executor.run import Run
 from planner.plan import Plan
 from planner.predict import Prediction
 from profiles.units import significant
 from reports.compare import Comparison, comparable_bytes, compare_plan_run, per_cent, share, shown, span
-from reports.figures import between, loss_curve, side_by_side, step_times
+from reports.figures import between, goodput_bar, loss_curve, side_by_side, step_times
 from reports.figures.palette import TERM_COLOURS
 from reports.page.findings import Findings
 from reports.page.values import Exhibit, Picture, Section, Table
 from reports.page.words import plural
+from reports.running import terms_of
 from reports.waterfall import WORDS, Waterfall, signed, waterfall_between
 from simulator.layout import coordinates
 from simulator.memory import rank_memory
@@ -35,19 +37,14 @@ def measured(found: Findings, run: Run) -> Section:
     error = comparison.row("step_time_s").error
     gist = (f"The predicted step is off by {per_cent(error)}: {shown(p.step_time_s, 's')} predicted, "
             f"{shown(run.step_time_s, 's')} measured over {plural(run.job.num_steps, 'step')} on "
-            f"{plural(int(plan.strategy.world_size), found.noun)}. Steps drift by {per_cent(drift(run))}, goodput "
-            f"{share(run_goodput(run))}.")
+            f"{plural(int(plan.strategy.world_size), found.noun)}. Steps drift by {per_cent(drift(run))}"
+            f"{f', goodput {share(found.spent.ratio)}' if found.spent else ''}.")
     fall = waterfall_between(plan, run)
     exhibits = [
         _quantities(comparison, run), *([_parts(comparison)] if comparison.breakdown else []), *([_fall(fall)] if fall else []),
-        _steps(run, p), _loss(run), _memory(plan, run), _environment(run),
+        _steps(run, p), *([_goodput(found.spent)] if found.spent else []), _loss(run), _memory(plan, run), _environment(run),
     ]
     return Section(key="measured", title="Predicted against measured", gist=gist, exhibits=tuple(exhibits))
-
-
-def run_goodput(run: Run) -> float:
-    """Return the share of all steps' time that they would have taken at the median: what warm-up and stalls leave."""
-    return run.step_time_s * len(run.step_times_s) / sum(run.step_times_s)
 
 
 def drift(run: Run) -> float:
@@ -92,27 +89,40 @@ def _fall(fall: Waterfall) -> Exhibit:
 
 
 def _steps(run: Run, p: Prediction) -> Exhibit:
-    times, warm_up = np.array(run.measured_step_times_s), run.step_times_s[: run.job.num_warmup_steps]
+    times, warm_up = np.array(run.measured_step_times_s), run.step_times_s[run.first_step : run.first_measured]
     inside = int(((times >= p.p10_s) & (times <= p.p90_s)).sum())
     frame = pd.DataFrame({
         "step": range(1, len(run.step_times_s) + 1), "step_time_s": run.step_times_s,
-        "is_warm_up": [i < run.job.num_warmup_steps for i in range(len(run.step_times_s))],
+        "is_warm_up": [i < run.first_measured for i in range(len(run.step_times_s))],
     })
     rows = [("median", shown(p.step_time_s, "s"), shown(run.step_time_s, "s"), per_cent(p.step_time_s / run.step_time_s - 1))]
     rows += [(name, "-", shown(value, "s"), "-") for name, value in (
         ("P10 over the steps", run.p10_s), ("P90 over the steps", run.p90_s), ("shortest", float(times.min())),
         ("longest", float(times.max())))]
-    rows += [("drift, second half over first", "-", per_cent(drift(run)), "-"),
-             ("goodput: median over all time", "-", share(run_goodput(run)), "-")]
+    rows.append(("drift, second half over first", "-", per_cent(drift(run)), "-"))
     note = (f"The predicted P10 to P90, {span(p.p10_s, p.p90_s, 's')}, is how sure the prediction is of its median. {inside} "
             f"of {len(times)} measured steps lie between them.")
     if warm_up:
         note += f" Warm-up: {', '.join(shown(s, 's') for s in warm_up)}."
     return Exhibit(
-        title="Time of each step, drift and goodput",
+        title="Time of each step, and drift",
         picture=Picture(name="steps", title="time of each step", figure=step_times(frame, (p.p10_s, p.step_time_s, p.p90_s))),
         table=Table(head=("step time", "predicted", "measured", "error"), words=("step time",), rows=tuple(rows)),
         notes=(note,),
+    )
+
+
+def _goodput(spent: Goodput) -> Exhibit:
+    parts = sorted(((name, seconds) for name, seconds in terms_of(spent).items() if seconds > 0 and name != "training"),
+                   key=lambda part: -part[1])
+    rows = [("training", spent.training_s), *parts]
+    frame = pd.DataFrame([(name, name, seconds / spent.wall_s) for name, seconds in rows], columns=["part", "name", "share"])
+    return Exhibit(
+        title="Goodput",
+        picture=Picture(name="spent", title="shares of the time of the run that was made", figure=goodput_bar(frame)),
+        table=Table(head=("part", "time", "share"), words=("part",), strong=(0,),
+                    rows=tuple((name, shown(seconds, "s"), share(seconds / spent.wall_s)) for name, seconds in rows)),
+        notes=("By the journal of the run, over all its restarts: the terms add up to its time.",),
     )
 
 

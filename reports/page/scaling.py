@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 
 from planner.counts import Change
@@ -64,7 +65,8 @@ def _curve(found: Findings) -> Exhibit:
     return Exhibit(
         title="Throughput and cost per token",
         picture=Picture(name="scaling", title="tokens per second and cost per token", figure=draw_scaling(
-            pd.DataFrame(frame, columns=columns), f"{unit} per {show(COST_TOKENS, 'count')} tokens")) if frame else None,
+            pd.DataFrame(frame, columns=columns), f"{unit} per {show(COST_TOKENS, 'count')} tokens",
+            f"{noun}s")) if frame else None,
         table=Table(
             head=(f"{noun}s", "tokens/s", "of linear", "MFU", f"{unit} per {show(COST_TOKENS, 'count')} tokens", "strategy",
                   "what changes"),
@@ -96,6 +98,8 @@ def _roofline(found: Findings, rows: pd.DataFrame) -> Exhibit:
         lines.append((f"{row['part']}, {row['op']}", PASSES[row["pass"]], row["dtype"], shape, f"{row['times']:,.0f}",
                       significant(row["flop_per_byte"]), show(row["flop_per_s"], "flop_per_s"), share(row["share_of_peak"]),
                       share(row["seconds"] / total)))
+    roof = np.minimum([peaks[t] for t in rows["dtype"]], rows["flop_per_byte"] * accelerator.memory_bytes_per_s)
+    cached = " A dot above the slope finds its operands in caches." if (rows["flop_per_s"] > 1.001 * roof).any() else ""
     more = f"The {len(lines)} longest of {len(rows)} matmuls. " if len(rows) > len(lines) else ""
     return Exhibit(
         title="Roofline of the matmuls",
@@ -104,5 +108,5 @@ def _roofline(found: Findings, rows: pd.DataFrame) -> Exhibit:
         table=Table(head=("matmul", "pass", "type", "m x n x k", "layers", "FLOP/byte", "rate", "of peak", "share of matmuls"),
                     words=("matmul", "pass", "type"), rows=tuple(lines), wide=True),
         notes=(f"{more}Shapes are those of one rank and one micro-batch, with their groups in front where there are several; "
-               "rates are those that every prediction is made of.",),
+               f"rates are those that every prediction is made of.{cached}",),
     )

@@ -8,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from executor.journal import read_journal
 from executor.run import read_run
 from planner.embedded import is_page
 from planner.plan import read_plan
@@ -47,7 +48,8 @@ def report(
     if trace is not None:
         files.check_target(trace)
     with progress("reporting") as advance:
-        found = gather(plan_, read_run(run) if run else None, on_progress=lambda share: advance(share, ""))
+        found = gather(plan_, read_run(run) if run else None, on_progress=lambda share: advance(share, ""),
+                       journal=read_journal(run) if run else ())
     if trace is not None:
         write_trace(trace, found.timeline, rank_names(plan_.strategy))
     linked = os.path.relpath(trace, target.parent) if trace is not None and target is not None else ""
