@@ -10,7 +10,7 @@ from planner.goals import runs
 from planner.offers import Point
 from profiles.cost import peak_flop_per_s
 from profiles.units import show, significant
-from reports.compare import TERMS, per_cent, share, shown
+from reports.compare import TERMS, share, shown
 from reports.figures import roofline
 from reports.figures import scaling as draw_scaling
 from reports.figures.scaling import PASSES
@@ -85,7 +85,9 @@ def _change(change: Change | None) -> str:
         return ""
     if change.reason:
         return f"{change.what}: the one before {change.reason}"
-    return f"{change.what}: the one before is {per_cent(change.slower)} slower, most in {TERMS.get(change.term, change.term)}"
+    if change.slower <= 0:
+        return f"{change.what}: the one before would be {share(-change.slower)} faster here, so more was to be found"
+    return f"{change.what}: the one before is {share(change.slower)} slower, most in {TERMS.get(change.term, change.term)}"
 
 
 def _roofline(found: Findings, rows: pd.DataFrame) -> Exhibit:
