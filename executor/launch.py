@@ -62,6 +62,7 @@ def launch(
     A failed attempt is followed by another, from the newest good checkpoint; where `ranks_left` then counts fewer ranks than
     the strategy has, `smaller` gives another. Asked to leave by SIGTERM, ranks write a checkpoint and leave: `Left`.
     """
+    at_s = time.time()
     check_launch(job)
     folder = make_folder(job.out)
     say = on_event or (lambda line: None)
@@ -79,7 +80,7 @@ def launch(
         for attempt in count():
             write_text(job_file, json.dumps(job_as_dict(job), indent=2) + "\n")
             begun_at = num_trained(folder)
-            say(note(folder, event="launch", attempt=attempt, strategy=job.strategy.describe()))
+            say(note(folder, event="launch", attempt=attempt, strategy=job.strategy.describe(), at_s=at_s))
             failure, log = _attempt(job, job_file, attempt, start_id, survival, asked, on_progress, say)
             if failure is None:
                 break
@@ -93,6 +94,7 @@ def launch(
             if survival.node_ranks and stuck >= LOST_AFTER:
                 left, stuck = min(left, int(job.strategy.world_size) - survival.node_ranks), 0
             job = _refit(job, left, smaller, say)
+            at_s = time.time()
         say(note(folder, event="end", attempt=attempt))
     if not (folder / RUN_FILE).exists():
         raise Left(next((read_manifest(held).step for held in checkpoints(folder)), 0))

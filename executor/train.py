@@ -125,7 +125,8 @@ def train(job: Job, device: torch.device, vitals: Vitals) -> dict[str, Any] | No
         vitals.advance("saving weights")
         write_weights(parallel, job.save_weights)
     return {
-        "rows": recorder.rows, "first_step": first_step, "idle_bytes": idle_bytes, "peak_bytes": peak_bytes,
+        "rows": recorder.rows, "first_step": first_step, "data": source.fingerprint, "idle_bytes": idle_bytes,
+        "peak_bytes": peak_bytes,
         "reserved_bytes": reserved_bytes,
     }
 
@@ -230,7 +231,7 @@ def join(job: Job, everyone: list[dict[str, Any]]) -> Run:
     timeline = pd.DataFrame(rows, columns=list(COLUMNS)).sort_values(["start_s", "rank"], ignore_index=True)
     steps = trained_steps(read_journal(job.out))
     return Run(
-        job=job, environment=environment(job.device),
+        job=job, environment=environment(job.device) | {"data": everyone[0]["data"]},
         step_times_s=tuple(steps[step]["step_time_s"] for step in range(job.num_steps)),
         losses=tuple(steps[step]["loss"] for step in range(job.num_steps)),
         idle_memory_bytes=tuple(mine["idle_bytes"] for mine in everyone),

@@ -191,8 +191,9 @@ def test_what_a_job_cannot_train_on(shards: Shards, tmp_path: Path) -> None:
     job = Job(model=model, strategy=STRATEGY, out=str(tmp_path / "run"), data=str(shards.folder))
     pytest.importorskip("torch")
     check_launch(job)
-    check_launch(replace(job, first_sample=10**9))
-    for change, says in (({"first_sample": -1}, "first_sample"), ({"data": str(tmp_path)}, "holds no shards")):
+    check_launch(replace(job, first_sample=10**9, fingerprint=shards.fingerprint[:16]))
+    for change, says in (({"first_sample": -1}, "first_sample"), ({"fingerprint": "0f0f"}, "training began on data with 0f0f"),
+                         ({"data": str(tmp_path)}, "holds no shards")):
         with pytest.raises(BadInput, match=says):
             check_launch(replace(job, **change))
     for options, says in (({"seq_len": 32, "vocab": 255}, "vocabulary of 256"), ({"seq_len": 10**6, "vocab": 256}, "tokens;")):

@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 from test_executor_run import SPEC, STRATEGY, _processes_of
 
+from executor.goodput import goodput
 from executor.journal import note, read_journal, sample_faults, trained_steps
 from executor.launch import launch
 from executor.manifest import checkpoints, read_manifest
@@ -65,8 +66,9 @@ def samples(folder: str, num_steps: int = STEPS) -> list[Any]:
 def test_ranks_that_die_stop_hang_and_run_out_of_memory(tmp_path: Path, faults: Any, quiet: Run) -> None:
     """One launch, four faults, one after the other, each noticed in time; the fifth attempt ends as if nothing had been."""
     faults((0, 1, 3, "kill"), (1, 0, 3, "stop"), (2, 1, 3, "hang"), (3, 1, 3, "memory"))
-    job = job_in(tmp_path / "run")
+    job, begun_s = job_in(tmp_path / "run"), time.monotonic()
     run = launch(job, survival=SURVIVAL)
+    wall_s = time.monotonic() - begun_s
     journal = read_journal(job.out)
     failures = [line for line in journal if line.get("event") == "failure"]
     for failure, says in zip(failures, (
@@ -81,6 +83,9 @@ def test_ranks_that_die_stop_hang_and_run_out_of_memory(tmp_path: Path, faults: 
     assert sample_faults(journal, STEPS, BATCH) == [] and samples(job.out) == samples(quiet.job.out)
     assert [path.name for path in checkpoints(job.out)] == ["step-000000014", "step-000000012"]
     assert _processes_of(job) == []
+    spent = goodput(journal)
+    assert spent.wall_s == pytest.approx(wall_s, rel=0.01) and min(spent.as_dict().values()) >= 0
+    assert spent.wasted_s > 0 and spent.restart_s > spent.training_s
 
 
 @pytest.mark.distributed

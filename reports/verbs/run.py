@@ -154,6 +154,7 @@ def _report(plan: Plan, run_: Run, as_json: bool) -> None:
     comparison = compare_plan_run(plan, run_)
     if as_json:
         print_json(comparison.as_dict() | {"data_wait_s": run_.data_wait_s, "next_sample": run_.next_sample,
+                                           "data_fingerprint": run_.environment["data"],
                                            "goodput": spent.ratio, "goodput_s": spent.as_dict()})
         return
     console.print(comparison_table(comparison))
@@ -161,4 +162,4 @@ def _report(plan: Plan, run_: Run, as_json: bool) -> None:
     console.print(goodput_text(spent), soft_wrap=True, highlight=False)
     if Path(job.data).is_dir():
         console.print(f"a step waited {show(run_.data_wait_s, 's')} for its data; they go on with --first-sample "
-                      f"{run_.next_sample}", soft_wrap=True)
+                      f"{run_.next_sample}:{run_.environment['data'][:16]}", soft_wrap=True)
