@@ -30,9 +30,11 @@ from executor.manifest import (
     checksum,
     commit,
     damage,
+    drop_partial,
     model_fingerprint,
     prune,
     read_manifest,
+    set_aside,
 )
 from executor.parallel import Parallel
 from executor.run import Job
@@ -76,10 +78,15 @@ def load_state(parallel: Parallel, folder: Path, step: int, group: dist.ProcessG
 
 
 def newest_good(runs: list[str], group: dist.ProcessGroup, say: Say) -> tuple[Path, Manifest] | None:
-    """Return the newest checkpoint, of the first of some run folders that has one, whose checksums hold. Every rank asks."""
+    """Return the newest checkpoint, of the first of some run folders that has one, whose checksums hold. Every rank asks.
+
+    In the first folder, which is the run's own, what is damaged or was never finished is put away.
+    """
     rank, world = dist.get_rank(group), dist.get_world_size(group)
     candidates = [[folder for run in runs for folder in checkpoints(run)]]
     dist.broadcast_object_list(candidates, src=0, group=group)
+    if rank == 0:
+        drop_partial(runs[0])
     for folder in candidates[0]:
         found: list[Any] = [None] * world
         dist.all_gather_object(found, damage(folder, rank, world), group=group)
@@ -87,6 +94,8 @@ def newest_good(runs: list[str], group: dist.ProcessGroup, say: Say) -> tuple[Pa
         if not faults:
             return folder, read_manifest(folder)
         say("damaged", checkpoint=str(folder), reason=faults[0])
+        if rank == 0 and folder.parent.parent == Path(runs[0]):
+            set_aside(folder)
     return None
 
 

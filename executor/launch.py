@@ -148,10 +148,15 @@ def _check_resume(job: Job) -> None:
                            "--resume, or give another folder")
         return
     for folder in (*checkpoints(job.out), *checkpoints(job.resume)):
-        with contextlib.suppress(BadInput):
+        try:
             manifest = read_manifest(folder)
+        except BadInput:
+            continue  # its ranks will say so
+        else:
             # what data the text of a run is, its ranks find out
             check_same_training(folder, manifest, job, manifest.data)
+            if manifest.step == job.num_steps:
+                raise BadInput(f"num_steps: {job.num_steps} are trained already in {folder}; give more")
             return
     raise BadInput(f"resume: {job.resume} holds no good checkpoint of this training")
 

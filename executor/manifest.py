@@ -142,6 +142,19 @@ def commit(partial: Path, manifest: Manifest) -> Path:
     return target
 
 
+def set_aside(folder: Path) -> None:
+    """Rename a damaged checkpoint, so that it is none, and is not kept in the place of a good one."""
+    target = folder.with_name(f".{folder.name}.damaged")
+    shutil.rmtree(target, ignore_errors=True)
+    folder.rename(target)
+
+
+def drop_partial(run: str | Path) -> None:
+    """Delete what was being written when an attempt ended."""
+    for folder in (Path(run) / FOLDER).glob(".step-*.partial"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
 def prune(run: str | Path, keep: int) -> None:
     """Delete all but the last `keep` checkpoints whose manifests are valid, and those older than them that are not."""
     good = 0

@@ -224,6 +224,6 @@ def _read_timeline(path: Path, num_rows: int) -> pd.DataFrame:
     if len(timeline) != num_rows:
         raise BadInput(f"{path}: has {len(timeline)} rows, {RUN_FILE} counts {num_rows}; one of the two is damaged")
     for column in ("rank", "start_s", "end_s", "layer", "microbatch", "bytes"):
-        if not pd.api.types.is_numeric_dtype(timeline[column]):
+        if num_rows and not pd.api.types.is_numeric_dtype(timeline[column]):
             raise BadInput(f"{path}: {column}: holds values that are not numbers")
     return timeline

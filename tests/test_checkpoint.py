@@ -21,6 +21,7 @@ from torch.distributed.tensor.parallel import loss_parallel
 
 from executor.checkpoint import Checkpointer, load_state, newest_good
 from executor.data import batch
+from executor.launch import check_launch
 from executor.manifest import (
     MANIFEST_FILE,
     check_same_training,
@@ -230,6 +231,7 @@ def test_the_newest_good_one_is_taken_and_the_last_are_kept(folder: Path, tmp_pa
     for step in (1, 2, 3):
         shutil.copytree(checkpoint_path(folder / "one@1", SAVED), checkpoint_path(tmp_path, step))
     (checkpoint_path(tmp_path, 3) / MANIFEST_FILE).unlink()
+    (checkpoint_path(tmp_path, 3).parent / ".step-000000004.partial").mkdir()
     dist.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
     said: list[dict[str, Any]] = []
     try:
@@ -238,5 +240,23 @@ def test_the_newest_good_one_is_taken_and_the_last_are_kept(folder: Path, tmp_pa
         dist.destroy_process_group()
     assert found is not None and found[0] == checkpoint_path(tmp_path, 2)
     assert [Path(s["checkpoint"]).name for s in said] == ["step-000000003"] and "no such file" in said[0]["reason"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000002", "step-000000001"]
+    assert (checkpoint_path(tmp_path, 2).parent / ".step-000000003.damaged").is_dir()
+    assert not list(tmp_path.glob("*/.*.partial"))
+    # a folder without a manifest is none, and does not count among those that are kept
+    (checkpoint_path(tmp_path, 4)).mkdir()
     prune(tmp_path, 1)
-    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000003", "step-000000002"]
+    assert [path.name for path in checkpoints(tmp_path)] == ["step-000000004", "step-000000002"]
+
+
+@pytest.mark.distributed
+def test_what_cannot_be_resumed_is_refused_before_anything_starts(folder: Path, tmp_path: Path) -> None:
+    source = folder / "zero3@2"
+    job = replace(job_of(tmp_path / "run", "llama", ONE), num_warmup_steps=0, resume=str(source))
+    check_launch(job)
+    for change, says in (
+        ({"resume": str(tmp_path)}, "holds no good checkpoint"), ({"seed": 3}, "seed: is 0 there and 3 here"),
+        ({"num_steps": SAVED}, f"num_steps: {SAVED} are trained already"), ({"out": str(source), "resume": ""}, "--resume"),
+    ):
+        with pytest.raises(BadInput, match=says):
+            check_launch(replace(job, **change))
