@@ -75,7 +75,7 @@ def dry_run(job: Job) -> Run:
     with tempfile.TemporaryDirectory(prefix="headway-dry-run-") as folder:
         return launch(replace(
             job, out=folder, data=FAKE, fingerprint="", num_steps=1, num_warmup_steps=0, checkpoint_every=0, resume="",
-            log_every=0, prometheus="", tensorboard="",
+            log_every=0, prometheus="", tensorboard="", save_weights="",
         ))
 
 
