@@ -16,7 +16,7 @@ from pathlib import Path
 from executor.vitals import ENDING, FOLDER, LOCK_FILE, Sign, read_sign
 from profiles.files import BadInput
 
-SILENT_S = 6.0
+SILENT_S = 8.0
 """Beats come twice a second; a rank without any for so long is stopped."""
 LOST_AFTER = 2
 _LOST_PEER = re.compile(r"[Cc]onnection (?:closed|reset|refused)|Broken pipe|ChildFailedError|SignalException|DistNetworkError")

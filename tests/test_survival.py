@@ -28,7 +28,7 @@ from profiles.files import BadInput
 
 STEPS, BATCH = 14, 4
 TWO = replace(STRATEGY, dp=2, num_microbatches=1, zero=2)
-SURVIVAL = Survival(max_restarts=6, hang_timeout_s=9.0, start_timeout_s=300.0, grace_s=20.0, backoff_s=0.1)
+SURVIVAL = Survival(max_restarts=6, hang_timeout_s=12.0, start_timeout_s=300.0, grace_s=20.0, backoff_s=0.1)
 TESTS = str(Path(__file__).resolve().parent)
 
 
@@ -77,7 +77,7 @@ def test_ranks_that_die_stop_hang_and_run_out_of_memory(tmp_path: Path, faults: 
         r"rank . is gone .*: RuntimeError: .*can't allocate memory",
     ), strict=True):
         assert re.match(says, failure["reason"])
-        assert failure["silent_s"] < 11.0
+        assert failure["silent_s"] < (13.0 if "hangs" in failure["reason"] else 10.0)
     ready = [line["step"] for line in journal if line.get("event") == "ready"]
     assert ready == [0, 2, 4, 6, 8] and run.first_step == 8
     assert run.losses == quiet.losses
@@ -212,10 +212,10 @@ def test_what_a_watch_sees(tmp_path: Path) -> None:
     assert seen(52) == "rank 0 did not start within 52 s"
     assert seen(54, (0, 1, 2), (1, 1, 2)) is None
     assert seen(60, (0, 9, 2), (1, 9, 2)) is None
-    assert seen(70, (0, 10, 2)) == "rank 1 is stopped (step 3): no beat for 8 s"
+    assert seen(70, (0, 10, 2)) == "rank 1 is stopped (step 3): no beat for 10 s"
     for beat in range(11, 17):
         reason = seen(now[0] + 2, (0, beat, 2), (1, beat, 2))
-    assert reason == "training hangs: no progress for 22 s (rank 0: step 3, rank 1: step 3)"
+    assert reason == "training hangs: no progress for 24 s (rank 0: step 3, rank 1: step 3)"
     # the first step may take longer, and a pause of the watcher is nobody's fault
     fresh = Watch(tmp_path, 2, Survival(hang_timeout_s=20, start_timeout_s=50), lambda: now[0])
     sign(tmp_path, 0, 1, 1)
