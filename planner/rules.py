@@ -188,8 +188,11 @@ def _whole_groups(s: Strategy, q: Question) -> Num:
         return whole
     order = order_of(s)
     plain = (np.asarray(s.ep) == 1) & (np.asarray(s.etp) == 1)
-    between = order.index("pp") in range(*sorted((order.index("cp"), order.index("dp"))))
-    return (plain & ((np.asarray(s.cp) == 1) | (not between))) | (order == ORDER)
+    first, last = sorted((order.index("cp"), order.index("dp")))
+    beside: Num = np.asarray("pp" not in order[first:last])
+    if "tp" in order[first:last]:
+        beside = beside & ((np.asarray(s.tp) == 1) | (np.asarray(s.dp) == 1))
+    return (plain & ((np.asarray(s.cp) == 1) | beside)) | (order == ORDER)
 
 
 RULES: tuple[Rule, ...] = (

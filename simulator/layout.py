@@ -65,7 +65,10 @@ def stride(strategy: Strategy, axis: str) -> Num:
     if axis == "edp":
         return strategy.etp * strategy.ep
     if axis == "shard":
-        return np.where(np.asarray(strategy.cp) > 1, stride(strategy, "cp"), stride(strategy, "dp"))
+        # dp and cp stand side by side; the group begins with the inner of those that have members
+        along_dp, along_cp = stride(strategy, "dp"), stride(strategy, "cp")
+        first = np.where(np.asarray(strategy.dp) > 1, np.minimum(along_dp, along_cp), along_cp)
+        return np.where(np.asarray(strategy.cp) > 1, first, along_dp)
     if axis == "shard groups":
         return stride(strategy, "shard") * strategy.shards
     result: Num = 1

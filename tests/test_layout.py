@@ -28,6 +28,7 @@ from simulator.layout import (
     stage_parts,
     stride,
 )
+from simulator.networks import axis_groups
 from simulator.strategy import Strategy
 
 degrees = st.builds(
@@ -222,3 +223,14 @@ def test_any_order_numbers_every_rank_once(order: list[str], sizes: Strategy) ->
     innermost = next((a for a in order if getattr(sizes, a) > 1), None)
     if innermost:
         assert rank_of(strategy, **{innermost: 1}) == 1
+
+
+@pytest.mark.parametrize("order", ["tp-cp-dp-pp", "tp-dp-cp-pp", "dp-tp-cp-pp", "pp-cp-dp-tp", "dp-cp-pp-tp", "cp-dp-tp-pp"])
+@pytest.mark.parametrize(("dp", "cp"), [(4, 2), (2, 4), (1, 4), (4, 1)])
+def test_dense_state_is_sharded_over_the_ranks_of_dp_and_cp_in_every_order(order: str, dp: int, cp: int) -> None:
+    """Where dp and cp stand side by side (an axis of one member between them does not part them), however they are ordered."""
+    strategy = Strategy(dp=dp, cp=cp, pp=2, order=order, num_microbatches=2)
+    groups = axis_groups(int(strategy.world_size), int(size(strategy, "shard")), int(stride(strategy, "shard")))
+    for group in groups:
+        where = [coordinates(strategy, int(rank)) for rank in group]
+        assert len({(at["tp"], at["pp"]) for at in where}) == 1 and len({(at["dp"], at["cp"]) for at in where}) == dp * cp
