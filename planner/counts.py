@@ -67,7 +67,7 @@ def gpu_counts(cluster: Cluster, most: int | None = None, given: Sequence[int] =
             if not 1 <= num <= limit:
                 raise BadInput(f"counts: {num} accelerators are asked for; there can be 1 to {limit}")
         return tuple(sorted(set(given)))
-    node = cluster.gpus_per_node
+    node = cluster.smallest_gpus
     if limit < node:
         return (limit,)
     nodes = limit // node

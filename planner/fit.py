@@ -158,7 +158,7 @@ def _moves(question: Question, strategy: Strategy) -> list[Move]:
     """Return the single changes: an axis doubled out of another one or on twice the nodes, more sharding, recomputation,
     smaller micro-batches, another schedule."""
     moves: list[Move] = [_doubled(axis, source) for axis in AXES for source in ("dp", *AXES) if axis != source]
-    if question.cluster.table is None:
+    if question.cluster.table is None and not question.cluster.parts:
         moves += [_doubled(axis, "") for axis in ("dp", *AXES)]
     moves += [_set(zero=level) for level in range(int(strategy.zero) + 1, 4)]
     moves += [_set(recompute=kind, recompute_share=1.0) for kind in RECOMPUTE[1:]]
@@ -252,7 +252,12 @@ def _change(asked: Prediction, strategy: Strategy, peak_bytes: float, step_s: fl
 
 
 def fewest_gpus(question: Question, asked: Prediction) -> Change | None:
-    """Return the fastest strategy on the fewest accelerators on which any fits: parts of a node halved, nodes doubled."""
+    """Return the fastest strategy on the fewest accelerators on which any fits: parts of a node halved, nodes doubled.
+
+    None where none fits, and of a pool, whose parts are what they are.
+    """
+    if question.cluster.parts:
+        return None
     node = question.cluster.gpus_per_node
     sizes = [d for d in divisors(node) if d & (d - 1) == 0 or d == node]
     while sizes[-1] < MOST_GPUS:

@@ -15,6 +15,7 @@ from planner.rules import num_experts
 from planner.scenario import RunInputs, Scenario, on_cluster, settled, sized
 from profiles.calibration import catalogue
 from profiles.files import BadInput
+from profiles.hardware import Cluster, pool
 from profiles.prices import offers
 from profiles.storage import default_storage
 from simulator.estimate import P90_Z
@@ -41,7 +42,8 @@ class Input:
 
     `dimension`: one of `profiles.units`, or ratio, whole, word or flag; `unit` in which it is shown. `words` are the values
     of a word that are known beforehand. `axis`: what of the search's space it fixes; `searched`: whether a search sees it.
-    `by_law`: costs that were measured do not know it. `above`: less than that makes no sense.
+    `by_law`: costs that were measured do not know it; `of_kind`: each part of a pool has its own.
+    `above`: less than that makes no sense.
     """
 
     title: str
@@ -53,6 +55,7 @@ class Input:
     axis: str = ""
     searched: bool = False
     by_law: bool = False
+    of_kind: bool = False
     above: float = 0.0
     plausible: Callable[[Scenario], Plausible | None] = lambda scenario: None
 
@@ -67,7 +70,16 @@ def put(scenario: Scenario, name: str, value: Any) -> Scenario:
     given = INPUTS[name]
     if given.by_law and scenario.question.cluster.table is not None:
         raise BadInput(f"{name}: costs of this cluster were measured, and do not follow from it; change what was not measured")
+    if given.of_kind and scenario.question.cluster.parts:
+        raise BadInput(f"{name}: each part of a pool has its own; change it in the files of one part")
     return scenario if given.read(scenario) == value else given.write(scenario, value)
+
+
+def _everywhere(cluster: Cluster, changed: Callable[[Cluster], Cluster]) -> Cluster:
+    """Return a changed cluster; of a pool each part is, and the wire between them as one is."""
+    if not cluster.parts:
+        return changed(cluster)
+    return pool([changed(part) for part in cluster.parts], changed(cluster).scale_out)
 
 
 def _factors(low: float, high: float, source: str) -> Callable[[Scenario], Plausible]:
@@ -80,9 +92,14 @@ def _between(low: Any, high: Any, source: str) -> Callable[[Scenario], Plausible
 
 def _link(which: str, title: str, unit: str, plausible: Callable[[Scenario], Plausible]) -> Input:
     def write(scenario: Scenario, value: float) -> Scenario:
-        cluster = scenario.question.cluster
-        link: Any = replace(getattr(cluster, which), bytes_per_s=value, source="what if")
-        return on_cluster(scenario, replace(cluster, **{which: link}))
+        times = value / getattr(scenario.question.cluster, which).bytes_per_s
+
+        def changed(cluster: Cluster) -> Cluster:
+            rate = times * getattr(cluster, which).bytes_per_s if scenario.question.cluster.parts else value
+            link: Any = replace(getattr(cluster, which), bytes_per_s=rate, source="what if")
+            return replace(cluster, **{which: link})
+
+        return on_cluster(scenario, _everywhere(scenario.question.cluster, changed))
 
     return Input(title=title, dimension="bytes_per_s", unit=unit, write=write, plausible=plausible, searched=True, by_law=True,
                  read=lambda s: getattr(s.question.cluster, which).bytes_per_s)
@@ -101,8 +118,13 @@ def _with_latency(scenario: Scenario, value: float) -> Scenario:
 
 def _device(field: str, title: str, dimension: str, unit: str, **more: Any) -> Input:
     def write(scenario: Scenario, value: Any) -> Scenario:
-        cluster = scenario.question.cluster
-        return on_cluster(scenario, replace(cluster, accelerator=replace(cluster.accelerator, **{field: value})))
+        times = value / getattr(scenario.question.cluster.accelerator, field)
+
+        def changed(cluster: Cluster) -> Cluster:
+            own = times * getattr(cluster.accelerator, field) if scenario.question.cluster.parts else value
+            return replace(cluster, accelerator=replace(cluster.accelerator, **{field: own}))
+
+        return on_cluster(scenario, _everywhere(scenario.question.cluster, changed))
 
     return Input(title=title, dimension=dimension, unit=unit, write=write, searched=True,
                  read=lambda s: getattr(s.question.cluster.accelerator, field), **more)
@@ -115,8 +137,13 @@ def _peak_dtype(scenario: Scenario) -> str:
 def _with_peak(scenario: Scenario, value: float) -> Scenario:
     cluster, dtype = scenario.question.cluster, _peak_dtype(scenario)
     peaks = cluster.accelerator.peak_flop_per_s
-    scaled = {d: value if d == dtype else peak * value / peaks[dtype] for d, peak in peaks.items()}
-    return on_cluster(scenario, replace(cluster, accelerator=replace(cluster.accelerator, peak_flop_per_s=scaled)))
+
+    def changed(cluster: Cluster) -> Cluster:
+        own = cluster.accelerator.peak_flop_per_s
+        scaled = {d: value if peak == peaks[dtype] else peak * value / peaks[dtype] for d, peak in own.items()}
+        return replace(cluster, accelerator=replace(cluster.accelerator, peak_flop_per_s=scaled))
+
+    return on_cluster(scenario, _everywhere(cluster, changed))
 
 
 def _with_price(scenario: Scenario, value: float) -> Scenario:
@@ -144,7 +171,7 @@ def _fitted(field: str, title: str, dimension: str = "ratio") -> Input:
         return Plausible(low=min(known), high=max(known), is_factor=False,
                          source=f"the lowest and highest fitted on {', '.join(catalogue())} (headway validate)")
 
-    return Input(title=title, dimension=dimension, by_law=True, plausible=plausible,
+    return Input(title=title, dimension=dimension, by_law=True, of_kind=True, plausible=plausible,
                  read=lambda s: float(getattr(s.calibration, field)),
                  write=lambda s, value: replace(s, calibration=s.calibration.model_copy(update={field: value})))
 
@@ -265,7 +292,8 @@ MACHINE: dict[str, Input] = {
     "scale_up": _link("scale_up", "network inside a node, a GPU", "GB/s", _factors(
         2 / 3, 2, "assumption: one generation of NVLink less or more (600, 900 and 1800 GB/s both ways: A100, H100, B200)")),
     "latency": Input(
-        title="latency of a message between nodes", dimension="s", searched=True, by_law=True, write=_with_latency,
+        title="latency of a message between nodes", dimension="s", searched=True, by_law=True, of_kind=True,
+        write=_with_latency,
         read=lambda s: _hop_s(s) + s.question.cluster.scale_out.latency_s, plausible=_factors(
             0.5, 2.1, "assumption: half; and as a tree's hop is longer on AWS p4de (170 us) than on InfiniBand (80 us)")),
     "peak": Input(

@@ -12,7 +12,7 @@ from planner.rules import illegal_reason
 from profiles.calibration import Calibration
 from profiles.cost import CostModel, cost_model
 from profiles.files import BadInput
-from profiles.hardware import Cluster, with_num_gpus
+from profiles.hardware import Cluster, scaled_pool, with_num_gpus
 from profiles.reliability import Fleet
 from simulator.condition import healthy, with_slow
 from simulator.noise import Noise, play_steps, sample_steps
@@ -111,9 +111,11 @@ def settled(scenario: Scenario) -> Scenario:
 
 
 def sized(cluster: Cluster, num_gpus: int) -> Cluster:
-    """Return the cluster with fewer or more accelerators, in nodes like its own."""
+    """Return the cluster with fewer or more accelerators, in nodes like its own; of a pool in proportion."""
     if cluster.table is not None:
         return with_num_gpus(cluster, num_gpus)
+    if cluster.parts:
+        return scaled_pool(cluster, num_gpus)
     grown = max(cluster.num_nodes, math.ceil(num_gpus / cluster.gpus_per_node))
     wired = cluster.network
     if wired.num_nodes:

@@ -82,7 +82,8 @@ def _stated(setting: Setting, base: Scenario) -> Plausible:
 def _plausible(base: Scenario, name: str) -> Plausible | None:
     """Return an input's plausible range in SI, or None where none is known or costs are measured."""
     given = INPUTS[name]
-    if given.by_law and base.question.cluster.table is not None:
+    cluster = base.question.cluster
+    if (given.by_law and cluster.table is not None) or (given.of_kind and cluster.parts):
         return None
     found, now = given.plausible(base), given.read(base)
     if found is None or not found.is_factor:

@@ -83,6 +83,7 @@ def worst(parts: Sequence[Calibration]) -> Calibration:
     """
     shared = ("beside", "wait", "pipelined", "spread", "expert_spread", "comm_spread")
     return Calibration(accelerators=tuple(name for part in parts for name in part.accelerators),
+                       num_rows=max(part.num_rows for part in parts), num_sources=max(part.num_sources for part in parts),
                        source="; ".join(dict.fromkeys(part.source for part in parts)),
                        **{name: max(getattr(part, name) for part in parts) for name in shared})
 

@@ -31,7 +31,7 @@ from profiles.tables import MeasuredTable, read_table
 from profiles.units import parse
 
 __all__ = ["Accelerator", "Cluster", "Link", "Price", "cluster_from_mapping", "cluster_from_table", "load_accelerator",
-           "load_cluster", "local_cluster", "pool", "with_links", "with_num_gpus"]
+           "load_cluster", "local_cluster", "pool", "scaled_pool", "with_links", "with_num_gpus"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

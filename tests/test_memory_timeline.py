@@ -350,12 +350,13 @@ def test_counters_of_the_trace_are_the_levels() -> None:
 def test_peaks_are_told_in_a_table_and_in_json() -> None:
     strategy = Strategy(pp=4, chunks=2, schedule="Interleaved1F1B", num_microbatches=8, seq_len=1024, dp=4)
     memory = held_over_time(build_workload(MODEL, strategy))
-    table = peaks_table(memory, rank_names(strategy), H100.memory_bytes)
+    usable = dict.fromkeys(rank_names(strategy), H100.memory_bytes)
+    table = peaks_table(memory, rank_names(strategy), usable)
     assert table.row_count == 4
     cells = {str(column.header): list(column.cells) for column in table.columns}
     assert cells["rank"] == list(rank_names(strategy).values())
     assert all("activations" in str(holds) and "of chunk" not in str(holds) for holds in cells["what holds it"])
-    for told, share, at, peak in zip(json.loads(json.dumps(peaks_json(memory, H100.memory_bytes))), cells["of usable"],
+    for told, share, at, peak in zip(json.loads(json.dumps(peaks_json(memory, usable))), cells["of usable"],
                                      cells["in"], memory.peaks, strict=True):
         assert told["bytes"] == sum(told["kinds"].values()) == peak.bytes
         assert share == f"{told['share_of_usable']:.1%}" == f"{peak.bytes / H100.memory_bytes:.1%}"

@@ -11,6 +11,7 @@ from profiles import files
 from profiles.cost import peak_flop_per_s
 from profiles.efficiency import load_efficiency
 from profiles.families import num_params
+from profiles.hardware import Cluster, Link
 from profiles.units import show, significant
 from reports.compare import per_cent, share, shown
 from reports.figures import near
@@ -104,10 +105,23 @@ def _formulas(found: Findings) -> Exhibit:
 
 
 def _inputs(question: Question) -> Iterator[Row]:
-    model, cluster = question.model, question.cluster
-    accelerator, sources = cluster.accelerator, cluster.accelerator.sources
+    model = question.model
     yield (f"model {model.name}", f"{show(num_params(model), 'count', 4)} parameters: {model.num_layers} layers, hidden "
            f"{model.hidden}, {model.describe_layers()}, vocabulary {model.vocab}, context {model.max_seq_len}", model.source)
+    for part in question.cluster.kinds:
+        yield from _machine(part)
+    if question.cluster.parts:
+        yield _wire("between the parts", question.cluster.scale_out)
+    if question.price is not None:
+        price = question.price
+        yield ("price", f"{show(price.usd_per_gpu_hour, 'usd_per_hour')} per GPU, {price.term}, {price.provider}",
+               f"{price.source}, as of {price.date}")
+    for part in question.cluster.kinds:
+        yield from _costs(part)
+
+
+def _machine(cluster: Cluster) -> Iterator[Row]:
+    accelerator, sources = cluster.accelerator, cluster.accelerator.sources
     yield f"{accelerator.title}: usable memory", show(accelerator.memory_bytes, "bytes"), sources["memory"]
     yield "memory bandwidth", show(accelerator.memory_bytes_per_s, "bytes_per_s"), sources["memory_bandwidth"]
     for dtype, peak in accelerator.peak_flop_per_s.items():
@@ -116,24 +130,23 @@ def _inputs(question: Question) -> Iterator[Row]:
     yield "allocator slack", f"{100 * accelerator.allocator_slack:.1f} %", sources["allocator_slack"]
     links = [("inside the node", cluster.scale_up), ("between nodes", cluster.scale_out)]
     for name, link in links if cluster.num_nodes > 1 else links[:1]:
-        rate = f"{show(link.bytes_per_s, 'bytes_per_s')} ({significant(link.bytes_per_s * 8e-9, 4)} Gb/s)"
-        yield f"link {name}, per accelerator and direction: {link.name}", rate, link.source
-    if question.price is not None:
-        price = question.price
-        yield ("price", f"{show(price.usd_per_gpu_hour, 'usd_per_hour')} per GPU, {price.term}, {price.provider}",
-               f"{price.source}, as of {price.date}")
-    yield from _costs(question)
+        yield _wire(name, link)
 
 
-def _costs(question: Question) -> Iterator[Row]:
+def _wire(name: str, link: Link) -> Row:
+    rate = f"{show(link.bytes_per_s, 'bytes_per_s')} ({significant(link.bytes_per_s * 8e-9, 4)} Gb/s)"
+    return f"link {name}, per accelerator and direction: {link.name}", rate, link.source
+
+
+def _costs(cluster: Cluster) -> Iterator[Row]:
     """Return what the seconds come from: the measured table, or the fitted laws with their spread."""
-    table = question.cluster.table
+    table = cluster.table
     if table is not None:
         head = table.head
         yield ("measured table", f"{len(table.rows)} rows, {head['num_ranks']} ranks busy, {head['backend']}",
                f"headway profile, {head['date']}")
         return
-    laws = load_efficiency(question.cluster.accelerator.laws)
+    laws = load_efficiency(cluster.accelerator.laws)
     for name, law in (("GEMM", laws.gemm), ("attention", laws.attention), ("memory-bound kernels", laws.memory_bound)):
         rates = law.efficiency if isinstance(law.efficiency, dict) else {"": law.efficiency}
         shares = ", ".join(f"{100 * rate:.0f} % {kind}".rstrip() for kind, rate in rates.items())

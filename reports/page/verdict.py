@@ -33,7 +33,7 @@ def verdict(found: Findings) -> Verdict:
 def verdict_of(question: Question, p: Prediction, bill: Bill, runs: Outcomes | None = None) -> Verdict:
     """Return the answer of a prediction and its bill, with simulated runs where there are any."""
     cluster = question.cluster
-    where = cluster.title if cluster.name == "local" else f"{cluster.num_nodes} x {cluster.title}"
+    where = cluster.machines
     return Verdict(
         title=f"{question.model.name} on {where}", word="Fits" if p.fits else "Does not fit", good=p.fits,
         line=_line(question, p, bill), facts=tuple(_facts(question, p, bill, runs)),

@@ -8,10 +8,12 @@ from typing import Annotated
 import typer
 
 from planner.plan import plan_from_prediction, write_plan
+from planner.pools import pool_as_dict
 from planner.predict import predict
 from reports.bill_tables import bill_tables, plan_bill
 from reports.console import console
 from reports.plan_tables import prediction_table, print_assumptions, title_of
+from reports.pool_tables import pool_tables
 from reports.verbs.options import ClusterArg, Model, QuestionOptions, StrategyOptions, Tokens, unfolded
 from reports.verbs.style import Json, examples, print_json, verb_app
 
@@ -39,10 +41,13 @@ def estimate(
     if out is not None:
         write_plan(plan, out)
     paid = plan_bill(plan)
+    pool = pool_as_dict(question, prediction) if question.cluster.parts else {}
     if as_json:
-        print_json(plan.prediction | {"bill": paid.as_dict()})
+        print_json(plan.prediction | {"bill": paid.as_dict()} | ({"pool": pool} if pool else {}))
     else:
         console.print(prediction_table(plan.prediction, prediction.strategy, title_of(question)))
+        if pool:
+            console.print(*pool_tables(pool), sep="\n")
         console.print(*bill_tables(paid), sep="\n")
         print_assumptions(question, paid.assumptions)
     raise typer.Exit(0 if prediction.fits else 1)

@@ -10,6 +10,7 @@ import typer
 
 from executor.engine import refusal
 from planner.plan import plan_from_search, write_plan
+from planner.pools import Alone, parts_alone, pool_as_dict
 from planner.predict import predict_replayed
 from planner.question import Question
 from planner.search import Refuse, search
@@ -23,6 +24,7 @@ from reports.goal_tables import goal_figure, goal_json, goal_screen
 from reports.goals_command import Asked, GoalOptions, answer_goal, exit_status, goal_options, spaces
 from reports.page import write_page
 from reports.plan_tables import plan_json, prediction_table, print_assumptions, rejected_table, runners_up_table, title_of
+from reports.pool_tables import pool_tables
 from reports.verbs.options import Model, QuestionOptions, Tokens, unfolded
 from reports.verbs.style import Json, examples, names_of, print_json, verb_app
 
@@ -43,6 +45,9 @@ class Goals:
     terms: Annotated[str | None, typer.Option(help="Terms to compare, like on-demand,spot. [all, with --clusters]")] = None
     failures: Annotated[str | None, typer.Option(help="Count failures: a fleet's name ('published') or a YAML. [none]")] = None
     preemptions_per_day: Annotated[float | None, typer.Option(help="How often a spot node is taken back. [10.5]")] = None
+
+POOL_SHARE = 0.7
+"""Of the progress, what the search of a pool takes; the rest are those of its parts alone."""
 
 
 @app.command(epilog=examples(
@@ -90,8 +95,13 @@ def plan(
         _plan_for_goal(options, Asked(question=question_of, refuse=refuse_of, profile=about.profile), out, as_json)
     assert cluster is not None
     question = about.question(model, cluster, tokens)
+    whole, alone = spaces(axis or ())[1], tuple[Alone, ...]()
     with progress("searching strategies") as advance:
-        found = search(question, refuse_of(question), lambda x: advance(x, ""), spaces(axis or ())[1](question))
+        share = POOL_SHARE if question.cluster.parts else 1.0
+        found = search(question, refuse_of(question), lambda x: advance(share * x, ""), whole(question))
+        if question.cluster.parts:
+            alone = parts_alone(found.question, refuse_of(question), whole,
+                                lambda x: advance(share + (1 - share) * x, "its parts alone"))
     if found.best is None:
         if as_json:
             print_json({"best": None, "strategies_total": found.strategies_total, "rejected": found.rejected})
@@ -103,10 +113,13 @@ def plan(
     write_plan(plan_, out)
     write_page(plan_, out.with_suffix(".html"), timeline=predict_replayed(found.question, plan_.strategy)[1])
     paid = plan_bill(plan_)
+    pool = pool_as_dict(found.question, found.best, alone) if question.cluster.parts else {}
     if as_json:
-        print_json(plan_json(plan_, found) | {"bill": paid.as_dict()})
+        print_json(plan_json(plan_, found) | {"bill": paid.as_dict()} | ({"pool": pool} if pool else {}))
         return
     console.print(prediction_table(plan_.prediction, plan_.strategy, title_of(question)))
+    if pool:
+        console.print(*pool_tables(pool), sep="\n")
     console.print(*bill_tables(paid), sep="\n")
     console.print(runners_up_table(found.best, found.runners_up))
     console.print(rejected_table(found))

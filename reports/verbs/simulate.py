@@ -13,7 +13,7 @@ from planner.predict import predict_played
 from reports.console import console, progress
 from reports.data_command import with_data
 from reports.disturbed import condition_of, disturb, disturbed_table, noise_of, own_table
-from reports.memory_peaks import peaks_json, peaks_table
+from reports.memory_peaks import peaks_json, peaks_table, usable_by_rank
 from reports.plan_tables import prediction_table, title_of
 from reports.run_command import exit_status, run_json, run_options, simulate_plan
 from reports.run_tables import run_screen
@@ -80,7 +80,8 @@ def simulate(
     condition = condition_of(plan_, by.slow_gpu or [], by.slow_node or [])
     disturbed = disturb(plan_, condition, noise_of(by.speed_spread, by.jitter, by.pauses), by.steps, seed or 0)
     prediction, timeline, step = predict_played(plan_.question, plan_.strategy, condition=condition, table=table)
-    memory, usable_bytes = memory_timeline(step, plan_.question.cluster.accelerator), prediction.usable_memory_bytes
+    memory = memory_timeline(step, plan_.question.cluster.accelerator)
+    usable = usable_by_rank(plan_, memory)
     if trace is not None:
         write_trace(trace, timeline, rank_names(plan_.strategy, condition), memory.rows)
     prediction = with_data(prediction, plan_, data)
@@ -94,11 +95,11 @@ def simulate(
             console.print(run_screen(report))
         raise typer.Exit(exit_status(report))
     if as_json:
-        print_json(fresh.prediction | {"peak_memory_by_rank": peaks_json(memory, usable_bytes)}
+        print_json(fresh.prediction | {"peak_memory_by_rank": peaks_json(memory, usable)}
                    | ({"disturbed": disturbed.as_dict()} if disturbed else {}))
         return
     console.print(prediction_table(fresh.prediction, plan_.strategy, title_of(plan_.question)))
-    console.print(peaks_table(memory, rank_names(plan_.strategy, condition), usable_bytes))
+    console.print(peaks_table(memory, rank_names(plan_.strategy, condition), usable))
     if table is not None:
         console.print(f"steps, and peaks by rank, as {schedule} orders them; peak memory as under {plan_.strategy.schedule}",
                       soft_wrap=True)
