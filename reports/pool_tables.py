@@ -23,18 +23,19 @@ def _stages_table(stages: list[dict[str, Any]]) -> Table:
     table = Table(title="Pipeline ranks by accelerator", title_justify="left")
     for name in ("ranks", "accelerator", "layers", "a micro-batch", "of the slowest", "peak memory", "usable"):
         table.add_column(name, justify="left" if name == "accelerator" else "right")
-    slowest = max(_busy_s(stage) for stage in stages)
-    for _, some in groupby(stages, key=lambda s: (s["accelerator"], s["layers"], round(_busy_s(s) / slowest, 3))):
+    slowest = max(busy_s(stage) for stage in stages)
+    for _, some in groupby(stages, key=lambda s: (s["accelerator"], s["layers"], round(busy_s(s) / slowest, 3))):
         rows = list(some)
         first, fullest = rows[0], max(rows, key=lambda s: float(s["peak_memory_bytes"]))
         table.add_row(
             f"{first['rank']}" if len(rows) == 1 else f"{first['rank']} to {rows[-1]['rank']}", first["accelerator"],
-            str(first["layers"]), show(_busy_s(first), "s"), f"{_busy_s(first) / slowest:.1%}",
+            str(first["layers"]), show(busy_s(first), "s"), f"{busy_s(first) / slowest:.1%}",
             show(fullest["peak_memory_bytes"], "bytes"), show(first["usable_memory_bytes"], "bytes"))
     return table
 
 
-def _busy_s(stage: dict[str, Any]) -> float:
+def busy_s(stage: dict[str, Any]) -> float:
+    """Return the seconds of a rank's micro-batch."""
     return float(stage["forward_s"] + stage["backward_s"])
 
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from executor.exports.accelerate import accelerate
 from executor.exports.deepspeed import deepspeed
-from executor.exports.export import Export
+from executor.exports.export import Export, pool_refusals
 from executor.exports.kubernetes import kubernetes
 from executor.exports.megatron import megatron
 from executor.exports.skypilot import skypilot
@@ -43,4 +43,6 @@ def export_plan(plan: Plan, target: str) -> Export:
         near = difflib.get_close_matches(target, EXPORTS, n=1)
         meant = f"; did you mean {near[0]!r}?" if near else ""
         raise BadInput(f"to: {target!r} is not known; known are {', '.join(EXPORTS)}{meant}")
+    if refusals := tuple(pool_refusals(plan, target)):
+        return Export(refusals=refusals)
     return EXPORTS[target](plan)

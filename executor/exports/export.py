@@ -30,6 +30,35 @@ def hosts(plan: Plan) -> tuple[int, int]:
     return cluster.num_gpus // gpus, gpus
 
 
+ONE_KIND = ("slurm", "kubernetes", "skypilot")
+"""Launchers whose files ask for so many nodes of one kind."""
+
+
+def pool_refusals(plan: Plan, target: str) -> Iterator[str]:
+    """Yield why a target cannot say what a pool of unlike machines is, if it cannot."""
+    cluster = plan.question.cluster
+    if not cluster.parts:
+        return
+    if target in ONE_KIND:
+        yield (f"cluster {cluster.machines}: the files for {target} ask for nodes of one kind, and do not order those of two; "
+               "export to torchrun, and start its script on each machine in the order of the ranks")
+    sizes = sorted({part.gpus_per_host or part.gpus_per_node for part in cluster.parts})
+    if len(sizes) > 1:
+        yield f"cluster {cluster.machines}: hosts of {' and '.join(map(str, sizes))} accelerators have no one launch line"
+
+
+def pool_notes(plan: Plan) -> Iterator[str]:
+    """Yield which machines of a pool have which ranks: that decides which stage stands on which accelerator."""
+    parts, begin = plan.question.cluster.parts, 0
+    said = []
+    for part in parts:
+        num = part.num_gpus // (part.gpus_per_host or part.gpus_per_node)
+        said.append(f"{begin} to {begin + num - 1} on {part.title}" if num > 1 else f"{begin} on {part.title}")
+        begin += num
+    if said:
+        yield f"unlike machines: start node ranks {', '.join(said)}; pipeline stages were laid out for that order"
+
+
 def num_steps(plan: Plan) -> int:
     """Return the steps in which the plan's tokens are trained."""
     return math.ceil(plan.question.tokens / float(plan.strategy.tokens_per_step))
@@ -46,6 +75,7 @@ def laid_out(strategy: Strategy, order: str) -> bool:
 def notes_of(plan: Plan, framework: str) -> Iterator[str]:
     """Yield what holds for every framework: what the plan does not know, and what it assumes and no setting makes."""
     s = plan.strategy
+    yield from pool_notes(plan)
     yield ("learning rate and its schedule, the optimizer's betas and weight decay, tokenizer, data and checkpoints are not in "
            f"the plan: {framework}'s defaults stand")
     yield f"the plan's times and bytes are those of software {s.software.name!r} ({s.software.framework}, {s.software.year})"

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 
 from executor.engine import refusal
-from executor.exports.export import hosts, num_steps
+from executor.exports.export import hosts, num_steps, pool_notes
 from executor.run import Job, job_as_dict
 from planner.plan import Plan
 from profiles.measure import CPU_ENVIRONMENT
@@ -55,6 +55,7 @@ def job_notes(plan: Plan, job: Job | None) -> Iterator[str]:
     """Yield what the plan does not know of its job, unless that is given."""
     if job is None:
         yield from _unknown(plan, job_of(plan))
+    yield from pool_notes(plan)
     yield "headway[torch] must be installed on every machine"
     yield "rank 0 writes the folder run, for `headway compare plan.yaml run`"
 

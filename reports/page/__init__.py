@@ -22,6 +22,7 @@ from reports.page.findings import Findings, gather
 from reports.page.html import html
 from reports.page.markdown import markdown
 from reports.page.measured import measured
+from reports.page.pool import pool_section
 from reports.page.risk import risk
 from reports.page.scaling import scaling
 from reports.page.step import step
@@ -39,7 +40,8 @@ SUFFIXES = (".html", ".htm", ".md")
 
 def report_of(found: Findings, trace: str = "") -> Report:
     """Return the report of what was found; `trace` is the name of a trace beside it."""
-    sections = [bill_section(found), why(found), alternatives(found), scaling(found), step(found, trace), risk(found)]
+    unlike = [pool_section(found)] if found.question.cluster.parts else []
+    sections = [bill_section(found), why(found), *unlike, alternatives(found), scaling(found), step(found, trace), risk(found)]
     if found.run is not None:
         sections.append(measured(found, found.run))
     return Report(verdict=verdict(found), sections=(*sections, evidence(found, plan_text(found.plan))))
