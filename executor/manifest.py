@@ -40,18 +40,18 @@ class Manifest(_Strict):
     """A checkpoint's facts; `fingerprint` is the SHA-256 of all else in it."""
 
     schema_: Literal["headway.checkpoint/1"] = Field(alias="schema")
-    step: NonNegativeInt
-    next_sample: NonNegativeInt
+    step: NonNegativeInt = Field(description="steps trained")
+    next_sample: NonNegativeInt = Field(description="where the data go on")
     global_batch: int
     seq_len: int
     seed: int
-    model: str
-    data: str
-    strategy: str
+    model: str = Field(description="SHA-256 of its shapes and mathematics")
+    data: str = Field(description="fingerprint of what was trained on")
+    strategy: str = Field(description="in words; another one may go on")
     world_size: int
     date: str
-    torch: str
-    files: dict[str, SavedFile]
+    torch: str = Field(description="its version")
+    files: dict[str, SavedFile] = Field(description="every file of the folder")
     fingerprint: str
 
 

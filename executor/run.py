@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
-from pydantic import BaseModel, ConfigDict, TypeAdapter, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError
 
 from profiles import files
 from profiles.files import BadInput
@@ -165,18 +165,20 @@ class Run:
         return float(np.median(np.max(by_rank, axis=0)[after:])) if by_rank else 0.0
 
 
-class _RunFile(BaseModel):
+class RunFile(BaseModel):
+    """What is read of `run.json`; beside it stand figures that follow from these."""
+
     model_config = ConfigDict(extra="ignore")
 
-    job: dict[str, Any]
-    environment: dict[str, Any]
-    step_times_s: tuple[float, ...]
-    losses: tuple[float, ...]
-    idle_memory_bytes: tuple[int, ...]
-    peak_memory_bytes: tuple[int, ...]
-    reserved_memory_bytes: tuple[int, ...]
-    timeline_rows: int
-    first_step: int = 0
+    job: dict[str, Any] = Field(description="what was asked: model, strategy, length, data, device")
+    environment: dict[str, Any] = Field(description="versions, device, threads, date")
+    step_times_s: tuple[float, ...] = Field(description="of all steps, each the slowest rank's")
+    losses: tuple[float, ...] = Field(description="of all steps, the mean over the global batch")
+    idle_memory_bytes: tuple[int, ...] = Field(description="by rank, before the model was built")
+    peak_memory_bytes: tuple[int, ...] = Field(description="by rank, at most: resident on CPU, allocated on CUDA")
+    reserved_memory_bytes: tuple[int, ...] = Field(description="by rank, what the allocator held")
+    timeline_rows: int = Field(description="rows of `timeline.csv`")
+    first_step: int = Field(default=0, description="first step of the timeline; before it lies a restart")
 
 
 def write_run(run: Run, folder: str | Path) -> Path:
@@ -198,7 +200,7 @@ def write_run(run: Run, folder: str | Path) -> Path:
 def read_run(folder: str | Path) -> Run:
     """Return the run in a folder; a missing or damaged file is a `BadInput`."""
     path = Path(folder) / RUN_FILE
-    data = files.validate(_RunFile, files.read_mapping(path), str(path))
+    data = files.validate(RunFile, files.read_mapping(path), str(path))
     job = job_from_dict(data.job, str(path))
     check_job(job)
     for field in ("step_times_s", "losses"):

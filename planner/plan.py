@@ -59,32 +59,33 @@ class _Strict(BaseModel):
 class StrategyFile(_Strict):
     """A strategy in a plan file; people edit it."""
 
-    dp: PositiveInt = 1
-    tp: PositiveInt = 1
-    cp: PositiveInt = 1
-    pp: PositiveInt = 1
-    ep: PositiveInt = 1
-    etp: PositiveInt = 1
-    zero: int = Field(default=0, ge=0, le=3)
-    shard_group: int = Field(default=0, ge=0)
-    sequence_parallel: bool = True
-    recompute: str = "none"
-    recompute_share: float = Field(default=1.0, ge=0, le=1)
-    offload: str = "none"
-    offload_share: float = Field(default=1.0, gt=0, le=1)
-    precision: str = "bf16"
-    context: str = "ring"
-    order: str = ""
-    imbalance: float = Field(default=1.0, ge=1)
-    lora_rank: int = Field(default=0, ge=0)
-    lora_targets: str = "attention"
-    software: Any = "torch"
-    schedule: str = "1F1B"
-    chunks: PositiveInt = 1
-    layers: str = Field(default="", pattern=r"^(\d+(-\d+)*)?$")
-    micro_batch: PositiveInt = 1
-    num_microbatches: PositiveInt = 1
-    seq_len: PositiveInt
+    dp: PositiveInt = Field(default=1, description="data-parallel degree")
+    tp: PositiveInt = Field(default=1, description="tensor-parallel degree")
+    cp: PositiveInt = Field(default=1, description="context-parallel degree")
+    pp: PositiveInt = Field(default=1, description="pipeline stages of ranks; dp x tp x cp x pp are all accelerators")
+    ep: PositiveInt = Field(default=1, description="expert-parallel degree, over the ranks of dp, cp and tp")
+    etp: PositiveInt = Field(default=1, description="tensor-parallel degree inside an expert")
+    zero: int = Field(default=0, ge=0, le=3, description="shards optimizer states (1), gradients too (2), weights too (3)")
+    shard_group: int = Field(default=0, ge=0, description="ranks that share one copy; 0: all of dp x cp")
+    sequence_parallel: bool = Field(default=True, description="the residual stream is sharded over tp")
+    recompute: str = Field(default="none", description=f"what backward repeats: {', '.join(RECOMPUTE)}")
+    recompute_share: float = Field(default=1.0, ge=0, le=1, description="share of the layers that do so")
+    offload: str = Field(default="none", description=f"what lies in host memory: {', '.join(OFFLOAD)}")
+    offload_share: float = Field(default=1.0, gt=0, le=1, description="share of it that lies there")
+    precision: str = Field(default="bf16", description=f"what is computed in: {', '.join(PRECISIONS)}")
+    context: str = Field(default="ring", description=f"how keys reach other cp ranks: {', '.join(CONTEXT)}")
+    order: str = Field(default="", description="axes on the machine, innermost first; empty: 'tp-cp-dp-pp'")
+    imbalance: float = Field(default=1.0, ge=1, description="tokens of the fullest expert rank over the mean")
+    lora_rank: int = Field(default=0, ge=0, description="rank of the adapters that are trained; 0: all weights are")
+    lora_targets: str = Field(default="attention", description=f"maps that have adapters: {', '.join(LORA_TARGETS)}")
+    software: Any = Field(default="torch", description="torch (Headway's engine), a name of the catalogue, or its fields")
+    schedule: str = Field(default="1F1B", description=f"of the pipeline: {', '.join(SCHEDULES)}")
+    chunks: PositiveInt = Field(default=1, description="stages that each pipeline rank holds")
+    layers: str = Field(default="", pattern=r"^(\d+(-\d+)*)?$",
+                        description="layers of each stage, like '7-8-8-7'; empty: as the software splits them")
+    micro_batch: PositiveInt = Field(default=1, description="sequences of a micro-batch")
+    num_microbatches: PositiveInt = Field(default=1, description="micro-batches of a step, for each of dp")
+    seq_len: PositiveInt = Field(description="tokens of a sequence")
 
     @field_validator("order")
     @classmethod
@@ -105,22 +106,22 @@ class PriceFile(_Strict):
     """A price in a plan file."""
 
     usd_per_gpu_hour: float = Field(ge=0)
-    term: str
+    term: str = Field(description="on-demand, reserved, spot, ...")
     provider: str
-    date: str
+    date: str = Field(description="as of when")
     source: str
 
 
 class QuestionFile(_Strict):
     """The question in a plan file."""
 
-    model: dict[str, Any]
-    cluster: str
-    num_gpus: PositiveInt
-    profile: str | None = None
-    tokens: float = Field(gt=0)
-    price: PriceFile | None = None
-    assumptions: list[str] = []
+    model: dict[str, Any] = Field(description="the model, spelled out, as in a model file")
+    cluster: str = Field(description="as on the command line, like 'dgx-h100:16', or a cluster file")
+    num_gpus: PositiveInt = Field(description="accelerators that are used of it")
+    profile: str | None = Field(default=None, description="the profile file of a 'local' cluster, relative to the plan")
+    tokens: float = Field(gt=0, description="to train on")
+    price: PriceFile | None = Field(default=None, description="absent: no dollars are shown")
+    assumptions: list[str] = Field(default=[], description="what was assumed, in sentences")
 
 
 class PlanFile(BaseModel):
@@ -128,16 +129,16 @@ class PlanFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid", populate_by_name=True)
     schema_: Literal["headway.plan/1"] = Field(alias="schema")
-    question: QuestionFile
-    strategy: StrategyFile
-    prediction: dict[str, Any]
-    runners_up: list[dict[str, Any]] = []
-    strategies_total: int = 0
-    strategies_priced: int = 0
-    rejected: dict[str, int] = {}
-    rejected_examples: list[dict[str, Any]] = []
-    searched: dict[str, list[str]] = {}
-    inputs: dict[str, str] = {}
+    question: QuestionFile = Field(description="what was asked")
+    strategy: StrategyFile = Field(description="what was chosen; edit it and simulate again")
+    prediction: dict[str, Any] = Field(description="what was predicted of it, in the keys of `estimate --json`")
+    runners_up: list[dict[str, Any]] = Field(default=[], description="the next best, with their predictions")
+    strategies_total: int = Field(default=0, description="combinations in the space")
+    strategies_priced: int = Field(default=0, description="of these, legal ones")
+    rejected: dict[str, int] = Field(default={}, description="how many each rule left out")
+    rejected_examples: list[dict[str, Any]] = Field(default=[], description="some of them, each with the reason")
+    searched: dict[str, list[str]] = Field(default={}, description="the values of each axis that was searched")
+    inputs: dict[str, str] = Field(default={}, description="SHA-256 of model, cluster, laws and profile")
 
 
 def plan_from_search(question: Question, found: Found, profile: str | Path | None = None) -> Plan:

@@ -55,8 +55,8 @@ class Strict(BaseModel):
 class FigureFile(Strict):
     """A figure as people write it: a value with its unit, and its source."""
 
-    value: str | float
-    source: str
+    value: str | float = Field(description="the number and its unit, like '80 GiB'")
+    source: str = Field(description="document, repository or 'assumption'")
 
 
 class CountFile(Strict):
@@ -76,20 +76,21 @@ class RatioFile(Strict):
 class AcceleratorFile(Strict):
     """An accelerator file, as people write it."""
 
-    name: str
+    name: str = Field(description="as it is shown")
     vendor: str
-    year: int
+    year: int = Field(description="of its launch")
     note: str = ""
-    memory: FigureFile
-    memory_bandwidth: FigureFile
-    peak: dict[str, FigureFile]
-    power: FigureFile | None = None
-    sustained: RatioFile | None = None
-    num_sms: CountFile | None = None
-    host_link: FigureFile | None = None
-    framework_memory: FigureFile
-    allocator_slack: RatioFile
-    laws: str | None = None
+    memory: FigureFile = Field(description="what a job can see, like '79.6 GiB'")
+    memory_bandwidth: FigureFile = Field(description="like '3350 GB/s'")
+    peak: dict[str, FigureFile] = Field(description="dense peak by type (bf16, fp8, ...), like '989.4 TFLOP/s'")
+    power: FigureFile | None = Field(default=None, description="maximum of the data sheet, like '700 W'")
+    sustained: RatioFile | None = Field(
+        default=None, description="rate that a lower power limit leaves, over that of the accelerator whose laws hold")
+    num_sms: CountFile | None = Field(default=None, description="units that work is dealt out to in waves; absent: no waves")
+    host_link: FigureFile | None = Field(default=None, description="link to the host, one direction, like '63 GB/s'")
+    framework_memory: FigureFile = Field(description="what context and libraries hold, like '1.5 GiB'")
+    allocator_slack: RatioFile = Field(description="share of the caching allocator's blocks that is held and not used")
+    laws: str | None = Field(default=None, description="the accelerator whose measured laws hold; absent: its own")
 
 
 def load_accelerator(name: str) -> Accelerator:

@@ -10,7 +10,7 @@ from itertools import groupby
 from pathlib import Path
 from typing import Any
 
-from pydantic import PositiveInt
+from pydantic import Field, PositiveInt
 
 from profiles import files
 from profiles.accelerators import (
@@ -111,33 +111,35 @@ class LinkFile(Strict):
     """A link, as people write it."""
 
     name: str
-    bandwidth: FigureFile
-    latency: FigureFile | None = None
-    share: RatioFile | None = None
+    bandwidth: FigureFile = Field(description="per accelerator, one direction, like '400 Gb/s' or '450 GB/s'")
+    latency: FigureFile | None = Field(
+        default=None, description="what a message takes longer than over NVLink or InfiniBand, like '25 us'")
+    share: RatioFile | None = Field(default=None, description="part of the rate that arrives; absent: all")
 
 
 class ClusterFile(Strict):
     """A cluster file, as people write it; `num_nodes` may also be given on the command line."""
 
-    name: str
-    accelerator: str
-    gpus_per_node: PositiveInt
-    gpus_per_host: PositiveInt | None = None
-    num_nodes: PositiveInt = 1
+    name: str = Field(description="as it is shown")
+    accelerator: str = Field(description="a name of the catalogue, or an accelerator file (.yaml)")
+    gpus_per_node: PositiveInt = Field(description="accelerators that the fast link joins")
+    gpus_per_host: PositiveInt | None = Field(
+        default=None, description="accelerators that share an operating system and fail together; absent: all of a node")
+    num_nodes: PositiveInt = Field(default=1, description="where the command line does not say ('ours.yaml:8')")
     note: str = ""
-    scale_up: LinkFile
-    scale_out: LinkFile
-    topology: str = ""
-    network: NetworkFile | None = None
-    node_power: FigureFile | None = None
-    host: HostFile | None = None
+    scale_up: LinkFile = Field(description="the fast link inside a node")
+    scale_out: LinkFile = Field(description="the link between nodes")
+    topology: str = Field(default="", description="in words, for readers")
+    network: NetworkFile | None = Field(default=None, description="links that ranks share; absent: none do")
+    node_power: FigureFile | None = Field(default=None, description="maximum of a node, like '10.2 kW'")
+    host: HostFile | None = Field(default=None, description="needed for offload")
 
 
 class PartFile(Strict):
     """A part of a pool: a cluster, as on the command line, and its nodes."""
 
-    cluster: str
-    num_nodes: PositiveInt | None = None
+    cluster: str = Field(description="a name of the catalogue or a cluster file")
+    num_nodes: PositiveInt | None = Field(default=None, description="absent: as the cluster says")
 
 
 class PoolFile(Strict):
@@ -145,8 +147,8 @@ class PoolFile(Strict):
 
     name: str
     note: str = ""
-    parts: list[PartFile]
-    wire: LinkFile | None = None
+    parts: list[PartFile] = Field(description="in the order of the ranks")
+    wire: LinkFile | None = Field(default=None, description="what joins the parts, where their slowest NIC does not")
 
 
 def load_cluster(text: str, profile: str | Path | None = None) -> Cluster:

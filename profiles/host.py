@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+from pydantic import Field
 
 from profiles.accelerators import CountFile, FigureFile, Strict, figure_of
 from profiles.ops import Num
@@ -38,9 +39,9 @@ class Host:
 class HostFile(Strict):
     """The host of accelerators, as people write it."""
 
-    memory: FigureFile
-    memory_bandwidth: FigureFile
-    gpus_per_link: CountFile | None = None
+    memory: FigureFile = Field(description="of the whole host, like '2 TB'")
+    memory_bandwidth: FigureFile = Field(description="of the whole host, like '614.4 GB/s'")
+    gpus_per_link: CountFile | None = Field(default=None, description="accelerators that share one link to the processor")
 
 
 def host_of(file: HostFile, origin: str) -> Host:

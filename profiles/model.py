@@ -21,9 +21,9 @@ OTHER_PARTS = ("embedding", "head", "mtp")
 class SelfAttention:
     """Multi-head, grouped-query or multi-query attention.
 
-    `value_dim` 0: as wide as a key. `window` tokens of reach (0: all); `block`: only keys of the same block of that
-    many tokens are met (Llama 4; 0: all). `positions`: rotary, alibi, learned or none; `rope_dim` channels of a head
-    turn (0: all). `qk_norm`: none, head (one weight of head_dim for all heads), all (a weight for each channel) or
+    `value_dim`: width of a value (0: as wide as a key). `window`: tokens of reach (0: all); `block`: only keys of the same
+    block of that many tokens are met (Llama 4; 0: all). `positions`: rotary, alibi, learned or none; `rope_dim`: channels of
+    a head that turn (0: all). `qk_norm`: none, head (one weight of head_dim for all heads), all (a weight for each channel) or
     plain (no weight); `value_norm`: a plain one of the values too. `gate`: a gate on the output, out of a query
     projection twice as wide. `sinks`: a learned logit for each head. `shared_kv`: keys serve as values too.
     """
@@ -50,9 +50,11 @@ class SelfAttention:
 class LatentAttention:
     """Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434, section 2.1).
 
-    `q_lora_rank` 0: queries are projected in one step. `positions`: rotary (over `rope_dim` channels, shared by all
-    key heads) or none. `down_bias`: of the projections to the latents. `gate`: a gate on the output. `indexer_*`: the
-    lightning indexer of sparse attention (DeepSeek-V3.2), which lets each query meet `index_topk` keys (0 heads: none).
+    `q_lora_rank`: width of the queries' latent (0: they are projected in one step); `kv_lora_rank`: that of keys and values.
+    `nope_dim`, `rope_dim`: channels of a key head that do not turn, and that do. `positions`: rotary (over `rope_dim`
+    channels, shared by all key heads) or none. `down_bias`: of the projections to the latents. `gate`: a gate on the output.
+    `indexer_heads`, `indexer_dim`: the lightning indexer of sparse attention (DeepSeek-V3.2; 0 heads: none); `index_topk`:
+    the keys that it lets each query meet.
     """
 
     kind: Literal["latent"] = "latent"
@@ -83,7 +85,11 @@ class LatentAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StateSpace:
-    """A Mamba-2 block (arXiv 2405.21060): projections, short convolution, chunked scan, gated norm."""
+    """A Mamba-2 block (arXiv 2405.21060): projections, short convolution, chunked scan, gated norm.
+
+    `state`: numbers that a channel remembers; `groups`: of heads that share what writes and reads them; `conv`: tokens of the
+    convolution; `chunk`: tokens that the scan takes at once.
+    """
 
     kind: Literal["mamba2"] = "mamba2"
     num_heads: int
@@ -100,8 +106,8 @@ class StateSpace:
 class LinearAttention:
     """Gated delta-rule attention (arXiv 2412.06464; Kimi Delta Attention, arXiv 2510.26692).
 
-    `decay`: head (one decay a head, Gated DeltaNet) or channel (one a key channel through a low-rank projection of
-    `decay_rank`, KDA). `gate_rank` 0: the output gate is a full projection.
+    `conv`: tokens of the convolution. `decay`: head (one decay a head, Gated DeltaNet) or channel (one a key channel through a
+    low-rank projection, KDA); `decay_rank`: rank of that. `gate_rank`: rank of the output gate (0: a full projection).
     """
 
     kind: Literal["delta"] = "delta"
@@ -117,7 +123,10 @@ class LinearAttention:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FeedForward:
-    """A dense feed-forward block; `activation` swiglu (gated), geglu (gated), gelu or relu2."""
+    """A dense feed-forward block.
+
+    `hidden`: its width. `activation`: swiglu (gated), geglu (gated), gelu or relu2.
+    """
 
     kind: Literal["dense"] = "dense"
     hidden: int
@@ -132,11 +141,13 @@ class FeedForward:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Experts:
-    """A mixture of experts: a router, `num_experts` of which a token takes `top_k`, and `shared_hidden` for all tokens.
+    """A mixture of experts: a router, experts of which a token takes some, and a shared one for all tokens.
 
-    `router_bias`: a correction that only the choice of experts sees (DeepSeek-V3; not trained by gradients, yet a
-    parameter). `latent`: width to which tokens are projected before they are sent (0: none). `branch_norms`: the
-    routed and the shared branch have norms of their own, and the router scales what it reads (Gemma 4).
+    `top_k`: experts of a token; `hidden`: width of each; `activation`: as of a dense block; `shared_hidden`: width of the
+    shared one (0: none); `shared_gate`: a gate on it. `router_bias`: a correction that only the choice of experts sees
+    (DeepSeek-V3; not trained by gradients, yet a parameter). `latent`: width to which tokens are projected before they are
+    sent (0: none). `branch_norms`: the routed and the shared branch have norms of their own, and the router scales what it
+    reads (Gemma 4).
     """
 
     kind: Literal["experts"] = "experts"
@@ -168,7 +179,7 @@ class LayerSpec:
 
     `pre_norms`, `post_norms`: norms in front of each block, and behind it before the residual add (Gemma has both,
     OLMo 2 only the latter). `parallel`: both blocks read the same residual and are added to it at once, through one
-    norm (Falcon 7B) or, with `separate_norms`, one each (GPT-NeoX).
+    norm (Falcon 7B); `separate_norms`: then one each (GPT-NeoX).
     """
 
     name: str = "layer"
@@ -184,10 +195,11 @@ class LayerSpec:
 class ModelSpec:
     """A decoder-only model: kinds of layers, and which kind each layer is.
 
-    `pattern[i]` is the index in `kinds` of layer i. `norm`: rms_norm or layer_norm. `learned_positions` rows of a
-    position table (0: none). `mtp_layers` further layers of the last kind that predict later tokens while training
-    (DeepSeek-V3, arXiv 2412.19437, section 2.2), or of `mtp_kind`; they are trained, and not counted as the model's
-    parameters.
+    `family`: whose tensor names and mathematics it has. `hidden`: width of the residual stream. `kinds`: of layers;
+    `pattern`: for each layer the index of its kind. `norm`: rms_norm or layer_norm. `learned_positions`: rows of a position
+    table (0: none). `tied_embeddings`: the head is the embedding. `mtp_layers`: further layers that predict later tokens while
+    training (DeepSeek-V3, arXiv 2412.19437, section 2.2); they are trained, and not counted as the model's parameters;
+    `mtp_kind`: their kind (none: the last).
     """
 
     name: str

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from pydantic import BaseModel, ConfigDict, PositiveInt
+from pydantic import BaseModel, ConfigDict, Field, PositiveInt
 
 from profiles.files import BadInput
 
@@ -37,9 +37,9 @@ class NetworkFile(BaseModel):
     """The `network` section of a cluster file, as people write it."""
 
     model_config = ConfigDict(extra="forbid")
-    nics_per_node: PositiveInt | None = None
-    scale_up: dict[str, Any] = {}
-    scale_out: dict[str, Any] = {}
+    nics_per_node: PositiveInt | None = Field(default=None, description="absent: one for each accelerator")
+    scale_up: dict[str, Any] = Field(default={}, description="inside a node: a network kind, below")
+    scale_out: dict[str, Any] = Field(default={}, description="between nodes: a network kind, below")
 
 
 def declared(file: NetworkFile | None, num_nodes: int, gpus_per_node: int, origin: str) -> Network:

@@ -6,17 +6,39 @@ from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
+from pydantic import Field
+
 from profiles import files
-from profiles.accelerators import Accelerator, mean_of
+from profiles.accelerators import Accelerator, Strict, mean_of
 from profiles.hardware import Price
 from profiles.units import parse
+
+
+class PriceRow(Strict):
+    """What a provider asks for an accelerator-hour, on one term."""
+
+    accelerator: str = Field(description="a name of the catalogue")
+    provider: str
+    sku: str = Field(description="what the provider calls it")
+    term: str = Field(description="on-demand, reserved-1y, spot, ...")
+    price: str = Field(description="of an accelerator-hour, like '2.95 USD/h'")
+    date: str = Field(description="as of when")
+    source: str = Field(description="where it was read")
+    confidence: str = Field(description="read, or how it was worked out")
+    default: bool = Field(default=False, description="taken where nobody says; one for each accelerator")
+
+
+class PricesFile(Strict):
+    """The catalogue's prices."""
+
+    prices: list[PriceRow]
 
 
 @cache
 def prices() -> list[dict[str, Any]]:
     """Return the catalogue's price rows."""
-    rows: list[dict[str, Any]] = files.catalog_mapping("", "prices")["prices"]
-    return rows
+    file = files.validate(PricesFile, files.catalog_mapping("", "prices"), "prices.yaml")
+    return [row.model_dump(exclude_defaults=True) for row in file.prices]
 
 
 def offers(accelerator: Accelerator) -> tuple[Price, ...]:

@@ -151,15 +151,15 @@ class SpreadFile(_Strict):
 class TimeFile(_Strict):
     """A time as people write it, and its source."""
 
-    value: str
+    value: str = Field(description="like '5 min'")
     source: Source
 
 
 class RepairFile(_Strict):
     """A lognormal repair time: median, standard deviation of the logarithm, source."""
 
-    median: str
-    spread: Spread
+    median: str = Field(description="like '6 h'")
+    spread: Spread = Field(description="standard deviation of the logarithm")
     source: Source
 
 
@@ -167,48 +167,50 @@ class EarlyFile(_Strict):
     """Early mortality: which share of what fails early, and the mean time until it does."""
 
     share: Share
-    of: str
-    decay: str
+    of: str = Field(description="GPU or node")
+    decay: str = Field(description="mean time until it fails, like '20d'")
 
 
 class CauseFile(_Strict):
     """A cause as people write it: a rate, or early mortality."""
 
-    cause: str
+    cause: str = Field(description="its name, which no other has")
     source: Source
-    rate: str | None = None
-    early: EarlyFile | None = None
-    shape: Annotated[float, Field(gt=0.1, le=10)] = 1.0
-    spread: Spread | None = None
-    nodes: PositiveInt = 1
-    replaced: Share | None = None
-    detection: str | None = None
-    pause: str | None = None
-    unnoticed: str | None = None
+    rate: str | None = Field(
+        default=None, description="a count over time of GPUs, nodes, domains or the job: '6.5 per 1000 node-days'")
+    early: EarlyFile | None = Field(default=None, description="early mortality, in place of a rate")
+    shape: Annotated[float, Field(gt=0.1, le=10, description="Weibull shape of the gaps; below 1 they come in bursts")] = 1.0
+    spread: Spread | None = Field(default=None, description="of its own rate; absent: the fleet's")
+    nodes: PositiveInt = Field(default=1, description="nodes that it takes down at once")
+    replaced: Share | None = Field(default=None, description="absent: the fleet's")
+    detection: str | None = Field(default=None, description="like '10 min'; absent: the fleet's")
+    pause: str | None = Field(default=None, description="training stands still for so long and loses nothing, like '4 min'")
+    unnoticed: str | None = Field(
+        default=None, description="it corrupts the training state in silence for so long, like '2 h'; work since is lost")
 
 
 class PlannedFile(_Strict):
     """A planned stop as people write it."""
 
-    cause: str
-    every: str
-    lasts: str
+    cause: str = Field(description="its name")
+    every: str = Field(description="like '4w'")
+    lasts: str = Field(description="like '6h'")
     source: Source
 
 
 class FleetFile(_Strict):
     """A fleet file, as people write it."""
 
-    name: str
+    name: str = Field(description="as it is shown")
     note: str = ""
-    spread: SpreadFile | None = None
-    replaced: ShareFile
-    detection: TimeFile
-    restart: TimeFile
-    replacement: TimeFile
-    repair: RepairFile
-    causes: list[CauseFile] = []
-    planned: list[PlannedFile] = []
+    spread: SpreadFile | None = Field(default=None, description="how sure the rates are; absent: quite")
+    replaced: ShareFile = Field(description="of the failures, how many take a node out")
+    detection: TimeFile = Field(description="from a failure until it is noticed")
+    restart: TimeFile = Field(description="until processes run again, without reading the checkpoint")
+    replacement: TimeFile = Field(description="what another node's start takes on top")
+    repair: RepairFile = Field(description="until a node is back")
+    causes: list[CauseFile] = Field(default=[], description="what interrupts training unplanned")
+    planned: list[PlannedFile] = Field(default=[], description="stops that are announced")
 
 
 def load_fleet(text: str) -> Fleet:

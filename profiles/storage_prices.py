@@ -23,24 +23,28 @@ class StoragePrice:
     source: str
 
 
-class _PriceFile(BaseModel):
+class StoragePriceFile(BaseModel):
+    """What keeping bytes costs on one storage."""
+
     model_config = ConfigDict(extra="forbid")
-    name: str
-    title: str
-    usd_per_gb_month: Annotated[float, Field(ge=0)]
-    date: str
-    source: str
+    name: str = Field(description="as on the command line")
+    title: str = Field(description="as it is shown")
+    usd_per_gb_month: Annotated[float, Field(ge=0, description="dollars for 1e9 bytes kept a month")]
+    date: str = Field(description="as of when")
+    source: str = Field(description="where it was read")
 
 
-class _StoragePricesFile(BaseModel):
+class StoragePricesFile(BaseModel):
+    """The catalogue's prices of storage."""
+
     model_config = ConfigDict(extra="forbid")
-    default: str
-    prices: list[_PriceFile]
+    default: str = Field(description="the name that is taken where nobody says")
+    prices: list[StoragePriceFile]
 
 
 @cache
-def _catalog() -> _StoragePricesFile:
-    return files.validate(_StoragePricesFile, files.catalog_mapping("", "storage_prices"), "storage_prices.yaml")
+def _catalog() -> StoragePricesFile:
+    return files.validate(StoragePricesFile, files.catalog_mapping("", "storage_prices"), "storage_prices.yaml")
 
 
 def storage_price(name: str | None = None) -> StoragePrice:

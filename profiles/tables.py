@@ -28,8 +28,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = "headway.profile/1"
-COLUMNS = ("kind", "pass", "dtype", "mode", "size_0", "size_1", "size_2", "size_3", "group_size", "bytes",
-           "median_s", "p10_s", "p90_s", "num_samples")
+MEANINGS = {
+    "kind": "of kernel, collective or copy", "pass": "F, B, W or U of a kernel", "dtype": "what it computes in",
+    "mode": "how it was called", "size_0": "first size of the kind", "size_1": "second", "size_2": "third", "size_3": "fourth",
+    "group_size": "ranks of a collective", "bytes": "of a collective's buffer, or copied", "median_s": "seconds of one call",
+    "p10_s": "tenth percentile", "p90_s": "ninetieth percentile", "num_samples": "calls that were timed",
+}
+COLUMNS = tuple(MEANINGS)
 TEXT = ("kind", "pass", "dtype", "mode")
 OTHER_KINDS = ("memory_copy", "disk_write", "disk_read")
 """Kinds beside kernels and collectives; their `bytes` are what was moved."""
@@ -37,8 +42,13 @@ CUDA_KINDS = ("host_to_device", "device_to_host", "launch")
 """Kinds of a GPU alone; `launch` is one empty kernel, in mode `stream` or in a replayed `graph`."""
 ENGINES = ("tp F", "tp B", "tp", "fsdp")
 """Modes of collectives and updates through DTensor (tensor parallelism; its two passes) and FSDP2 (ZeRO-2 and 3)."""
-HEAD_FIELDS = ("name", "date", "num_ranks", "peak_flop_per_s", "memory_bytes_per_s", "memory_bytes",
-               "framework_bytes", "backend", "environment")
+HEAD_MEANINGS = {
+    "name": "of the machine", "date": "of the measurement", "num_ranks": "ranks that were busy at once",
+    "peak_flop_per_s": "best rate of a matmul, by type", "memory_bytes_per_s": "best rate of a copy",
+    "memory_bytes": "of a rank", "framework_bytes": "what torch holds before it trains", "backend": "gloo or nccl",
+    "environment": "versions, device, threads",
+}
+HEAD_FIELDS = tuple(HEAD_MEANINGS)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

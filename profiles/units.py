@@ -24,7 +24,7 @@ UNITS: dict[str, dict[str, float]] = {
     "usd_per_hour": {"USD/h": 1.0, "$/h": 1.0},
     "count": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "B": 1e9, "T": 1e12, "Ki": 2.0**10, "Mi": 2.0**20},
 }
-_EXAMPLES = {
+EXAMPLES = {
     "bytes": "80 GiB", "bytes_per_s": "400 Gb/s", "flop_per_s": "989.4 TFLOP/s", "s": "30d", "w": "700 W",
     "usd": "5000000 USD", "usd_per_hour": "2.95 USD/h", "count": "15T",
 }
@@ -37,7 +37,7 @@ def parse(text: object, dimension: str, field: str = "value") -> float:
     Refused with one line that names `field`: no unit where one is needed, an unknown unit, a negative or
     non-finite number.
     """
-    units, example = UNITS[dimension], _EXAMPLES[dimension]
+    units, example = UNITS[dimension], EXAMPLES[dimension]
     if isinstance(text, bool) or not isinstance(text, (str, int, float)):
         raise BadInput(f"{field}: {text!r} is not a quantity; write it like {example!r}")
     match = _NUMBER.match(str(text))

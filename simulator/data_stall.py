@@ -49,26 +49,28 @@ class DataProfile:
     source: str
 
 
-class _ProfileFile(BaseModel):
+class DataProfileFile(BaseModel):
+    """Measured rates of one reader of some shards, as `headway data bench` writes them."""
+
     model_config = ConfigDict(extra="forbid")
 
     schema_: Literal["headway.data-profile/1"] = Field(alias="schema")
-    storage_bytes_per_s: PositiveFloat
-    memory_bytes_per_s: PositiveFloat
-    decompress_bytes_per_s: PositiveFloat
-    prepare_tokens_per_s: PositiveFloat
-    num_tokens: PositiveInt
-    token_bytes: PositiveInt
+    storage_bytes_per_s: PositiveFloat = Field(description="compressed bytes from storage, page cache empty")
+    memory_bytes_per_s: PositiveFloat = Field(description="compressed bytes from the page cache")
+    decompress_bytes_per_s: PositiveFloat = Field(description="bytes that come out, checksum included")
+    prepare_tokens_per_s: PositiveFloat = Field(description="tokens that are copied into batches")
+    num_tokens: PositiveInt = Field(description="of all shards")
+    token_bytes: PositiveInt = Field(description="of a token as it lies unpacked")
     block_tokens: PositiveInt
-    stored_bytes_per_token: PositiveFloat
-    window: PositiveInt
-    depth: PositiveInt
-    source: str
+    stored_bytes_per_token: PositiveFloat = Field(description="as it lies compressed")
+    window: PositiveInt = Field(description="lanes of the order")
+    depth: PositiveInt = Field(description="batches made ahead")
+    source: str = Field(description="what was measured where and when")
 
 
 def read_data_profile(path: str | Path) -> DataProfile:
     """Return the rates in a file that `headway data bench` wrote."""
-    data = files.validate(_ProfileFile, files.read_mapping(path), str(path)).model_dump()
+    data = files.validate(DataProfileFile, files.read_mapping(path), str(path)).model_dump()
     return DataProfile(**{k: v for k, v in data.items() if k != "schema_"})
 
 

@@ -65,27 +65,27 @@ class Software:
 
     Recomputation and memory. `selective`: what selective recomputation repeats: attention (scores between the
     projections, Korthikanti et al.), pointwise (all but matmuls and attention) or alternate (every other matmul, too);
-    `repeats` names modules that it repeats instead, with commas between them. `early_stop`: full recomputation stops at
+    `repeats`: modules that it repeats instead, with commas between them. `early_stop`: full recomputation stops at
     the last tensor that backward needs. `pipe_buffers`: sent and received tensors of a pipeline stay until the step
     ends. `keeps_graph`: where backward is split, its first half leaves the whole graph to the second, which repeats full
     recomputation (torch's runtime: stage_backward_input and stage_backward_weight), instead of what weight gradients read.
     `keeps_gathered`: a tensor gathered over tp is kept for backward, not gathered again. `late_gradients`:
     gradients are allocated in backward, while activations go, and freed after the step (Megatron keeps one buffer for
-    good). `fp32_logits`: the loss copies the logits to fp32 instead of working in place; then `logit_bytes` are alive
+    good). `fp32_logits`: the loss copies the logits to fp32 instead of working in place. `logit_bytes`: what is then alive
     for each logit at the loss's peak: logits, copies and gradients (12: torch's log-softmax, its result and two
-    gradients in fp32), `parallel_logit_bytes` where tp splits the vocabulary and `compiled_logit_bytes` under fused
-    kernels (0: the same). `keeps_sent`: what a stage has sent stays until its micro-batch comes back.
+    gradients in fp32). `parallel_logit_bytes`: the same where tp splits the vocabulary (0: the same). `compiled_logit_bytes`:
+    the same under fused kernels (0: the same). `keeps_sent`: what a stage has sent stays until its micro-batch comes back.
     `attention_copies`: so many tensors as wide as attention's output are kept in other layouts. `fp32_norms`: eager
     norms are written out in fp32. `narrow_activations`: the input of a feed-forward activation is kept as matmuls are
     computed. `keeps_low_gradients`: gradients as computed stay beside wider sums of them. `update_bytes`: what the step
     makes of each updated parameter's gradient where it is narrower than fp32: flat and fp32 copies, the optimizer's
     temporaries. `bucket_bytes`: flat buffers of collectives.
 
-    Offload to the host. `offloads`: which ways the framework has (`strategy.OFFLOAD`), with commas between them. Where it is
-    the optimizer, `offloads_with` says what lies there with its states: nothing more (states), each step's sums of gradients
-    too (gradients; under ZeRO-2 and 3 without a pipeline, else they wait on the device), or these and the sharded weights,
-    which are copied in front of each gather (weights). `offload_overlap`: copies and the update follow one another (none),
-    run beside one another part by part (parts), or gradients travel beside backward (backward).
+    Offload to the host. `offloads`: which ways the framework has (`strategy.OFFLOAD`), with commas between them.
+    `offloads_with`: what lies there with the optimizer's states: nothing more (states), each step's sums of gradients too
+    (gradients; under ZeRO-2 and 3 without a pipeline, else they wait on the device), or these and the sharded weights, which
+    are copied in front of each gather (weights). `offload_overlap`: copies and the update follow one another (none), run
+    beside one another part by part (parts), or gradients travel beside backward (backward).
 
     Pipeline. `layer_split`: stages get layers evenly (even), with those left over on the last ones (late), or by cost,
     the head counted.
@@ -180,9 +180,9 @@ def load_software(name: str, precision: str = "") -> Software:
 
 
 def software_from(data: Any, origin: str) -> Software:
-    """Return the software that a plan file states: a catalogue name, or a mapping with what differs from `TORCH`."""
+    """Return the software that a plan file states: `torch`, a catalogue name, or a mapping with what differs from `TORCH`."""
     if isinstance(data, str):
-        return load_software(data)
+        return TORCH if data == TORCH.name else load_software(data)
     if not isinstance(data, dict):
         raise files.BadInput(f"{origin}: software: must be a catalogue name or a mapping (is {data!r})")
     _check_names(data, f"{origin}: software.")
@@ -191,11 +191,11 @@ def software_from(data: Any, origin: str) -> Software:
 
 _TYPES = get_type_hints(Software, include_extras=True)
 _FIELDS: dict[str, Any] = {f.name: (_TYPES[f.name], f.default) for f in fields(Software)}
-_Fields = create_model("Software", **_FIELDS)
+SoftwareFile = create_model("SoftwareFile", __doc__=Software.__doc__, **_FIELDS)
 
 
 def _checked(data: dict[str, Any], origin: str) -> Software:
-    return Software(**files.validate(_Fields, data, origin).model_dump())
+    return Software(**files.validate(SoftwareFile, data, origin).model_dump())
 
 
 def _check_names(data: dict[str, Any], before: str) -> None:

@@ -19,7 +19,13 @@ from numpy.typing import NDArray
 
 from profiles.files import check_target, whole
 
-COLUMNS = ("rank", "stream", "start_s", "end_s", "op", "pass", "layer", "microbatch", "bytes", "source")
+MEANINGS = {
+    "rank": "who", "stream": "which lane of the rank: compute, an axis of communication, or host",
+    "start_s": "from the start of the step (of a run: of all steps)", "end_s": "the same", "op": "what was done",
+    "pass": "F, B, I, W or U (update)", "layer": "-1: all layers of a stage",
+    "microbatch": "-1: all of them", "bytes": "moved or sent, 0 where unknown", "source": "where the seconds come from",
+}
+COLUMNS = tuple(MEANINGS)
 STREAMS = ("compute", "tp", "cp", "ep", "dp", "pp", "host")
 """Lanes of a rank: computation, communication by axis, and what no device sees."""
 CAUSES = {

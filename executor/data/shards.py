@@ -40,16 +40,16 @@ class _Strict(BaseModel):
 class ShardFile(_Strict):
     """A shard in the index: its blocks' compressed bytes and checksums."""
 
-    file: str = Field(pattern=r"^[^/]+$")
-    bytes: list[PositiveInt]
-    crc32: list[NonNegativeInt]
+    file: str = Field(pattern=r"^[^/]+$", description="its name, beside the index")
+    bytes: list[PositiveInt] = Field(description="of each block, compressed")
+    crc32: list[NonNegativeInt] = Field(description="of each block, compressed")
 
 
 class TokenizerFile(_Strict):
     """The tokenizer in the index; without a sha256 it is that of bytes."""
 
     name: str
-    sha256: str
+    sha256: str = Field(description="of its file")
 
 
 class IndexFile(_Strict):
@@ -58,14 +58,14 @@ class IndexFile(_Strict):
     schema_: Literal["headway.shards/1"] = Field(alias="schema")
     tokenizer: TokenizerFile
     vocab: PositiveInt
-    end_of_document: NonNegativeInt
-    dtype: Literal["uint8", "uint16", "uint32"]
+    end_of_document: NonNegativeInt = Field(description="the token that ends a document")
+    dtype: Literal["uint8", "uint16", "uint32"] = Field(description="of a token as it lies unpacked")
     num_tokens: PositiveInt
     num_documents: PositiveInt
-    text_bytes: PositiveInt
-    block_tokens: PositiveInt
-    level: int
-    zstd: str
+    text_bytes: PositiveInt = Field(description="of the text before it became tokens")
+    block_tokens: PositiveInt = Field(description="tokens of a block; the last may have fewer")
+    level: int = Field(description="of the compression")
+    zstd: str = Field(description="version of the compressor")
     shards: list[ShardFile]
     fingerprint: str
 

@@ -83,7 +83,7 @@ def check_spec(spec: ModelSpec, origin: str = "") -> None:
 
 
 def load_model(name: str) -> ModelSpec:
-    """Return a model by catalogue name, or from a Hugging Face `config.json` or a YAML with the same keys."""
+    """Return a model by catalogue name, or from a file (`model_from_text`)."""
     path = Path(name)
     if path.suffix in (".json", ".yaml", ".yml"):
         return model_from_text(files.read_text(path), path)
@@ -92,8 +92,11 @@ def load_model(name: str) -> ModelSpec:
 
 
 def model_from_text(text: str, path: Path) -> ModelSpec:
-    """Return the model that the text of a Hugging Face `config.json` (or a YAML with its keys) states; `path` names it."""
+    """Return the model that the text of a file states, which `path` names: a Hugging Face `config.json`, a YAML with its keys,
+    or one that spells out its layers in the fields of `ModelSpec`."""
     config = files.parse_mapping(text, str(path))
+    if "kinds" in config:
+        return model_from_mapping(config, str(path))
     label = str(config.get("_name_or_path") or path.parent.name or path.stem)
     return model_from_config(config, path.stem if path.stem != "config" else label, source=path.name)
 

@@ -26,10 +26,10 @@ class LevelFile(BaseModel):
     """
 
     model_config = ConfigDict(extra="forbid")
-    switch: str
-    nodes: PositiveInt
-    oversubscription: Annotated[float, Field(gt=0, allow_inf_nan=False)] = 1.0
-    rails: bool = False
+    switch: str = Field(description="what one is called (leaf, pod)")
+    nodes: PositiveInt = Field(description="nodes below one of them")
+    oversubscription: Annotated[float, Field(gt=0, allow_inf_nan=False, description="capacity down over capacity up")] = 1.0
+    rails: bool = Field(default=False, description="one switch for each NIC of a node")
 
 
 class FatTreeFile(BaseModel):
@@ -37,7 +37,7 @@ class FatTreeFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["fat_tree"]
-    levels: Annotated[list[LevelFile], Field(min_length=1)]
+    levels: Annotated[list[LevelFile], Field(min_length=1, description="from the leaves up")]
     source: str
 
 

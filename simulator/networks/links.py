@@ -24,7 +24,7 @@ class WireFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     ends: tuple[str, str]
-    bandwidth: str | float
+    bandwidth: str | float = Field(description="like '200 Gb/s'")
 
 
 class LinksFile(BaseModel):
@@ -35,9 +35,9 @@ class LinksFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["links"]
-    switches: list[str] = []
+    switches: list[str] = Field(default=[], description="their names")
     links: Annotated[list[WireFile], Field(min_length=1)]
-    tree: bool = False
+    tree: bool = Field(default=False, description="whether there must be one way only between any two")
     source: str
 
 

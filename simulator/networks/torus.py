@@ -25,9 +25,10 @@ class TorusFile(BaseModel):
 
     model_config = ConfigDict(extra="forbid")
     kind: Literal["torus"]
-    dims: Annotated[list[PositiveInt], Field(min_length=1)]
-    wrap: bool = True
-    link_bandwidth: str | float | None = None
+    dims: Annotated[list[PositiveInt], Field(min_length=1, description="nodes a dimension, that of neighbours first")]
+    wrap: bool = Field(default=True, description="false: a mesh")
+    link_bandwidth: str | float | None = Field(
+        default=None, description="of one link, one direction, like '100 Gb/s'; absent: the ports' rate, shared")
     source: str
 
 
