@@ -60,7 +60,7 @@ class Mixture(nn.Module):
 
     def __init__(self, spec: ModelSpec, ffn: ExpertsSpec) -> None:
         super().__init__()
-        self.num_experts, self.top_k = ffn.num_experts, ffn.top_k
+        self.top_k = ffn.top_k
         self.group: dist.ProcessGroup | None = None
         self.router = nn.Linear(spec.hidden, ffn.num_experts, bias=False)
         self.experts = Experts(spec, ffn)
@@ -69,14 +69,10 @@ class Mixture(nn.Module):
         """Return the sum over each token's experts, each by its weight."""
         x_TC = x_BSC.flatten(0, 1)
         logits_TE = F.linear(x_TC, whole(self.router.weight))
-        logits_TK, chosen_TK = logits_TE.topk(self.top_k, dim=-1)
-        weights_TK = logits_TK.float().softmax(-1).to(x_TC.dtype)
-        # rows by expert, those of an expert in the order of their tokens
-        order_R = chosen_TK.flatten().argsort(stable=True)
-        rows_RC = x_TC[order_R // self.top_k]
-        counts_E = torch.bincount(chosen_TK.flatten(), minlength=self.num_experts)
-        out_RC = self._experts(rows_RC, counts_E) * weights_TK.flatten()[order_R].unsqueeze(-1)
-        out_TC = torch.zeros_like(x_TC).index_add(0, order_R // self.top_k, out_RC)
+        weights_R, order_R, counts_E = kernels.route(logits_TE, self.top_k)
+        token_R = order_R // self.top_k
+        out_RC = self._experts(kernels.permute(x_TC, token_R), counts_E) * weights_R.to(x_TC.dtype).unsqueeze(-1)
+        out_TC = torch.zeros_like(x_TC).index_add(0, token_R, out_RC)
         return out_TC.view_as(x_BSC)
 
     def _experts(self, rows_RC: Tensor, counts_E: Tensor) -> Tensor:
@@ -91,7 +87,7 @@ class Mixture(nn.Module):
         # they come by rank, then by expert; kernels want them by expert
         expert_R = torch.arange(len(arriving_E), device=rows_RC.device) % (len(arriving_E) // num)
         order_R = expert_R.repeat_interleave(arriving_E).argsort(stable=True)
-        out_RC = self.experts(here_RC[order_R], arriving_E.view(num, -1).sum(0).tolist())
+        out_RC = self.experts(kernels.permute(here_RC, order_R), arriving_E.view(num, -1).sum(0).tolist())
         back_RC = torch.empty_like(out_RC).index_copy(0, order_R, out_RC)
         return exchange(back_RC, sizes_in, sizes_out, self.group)
 

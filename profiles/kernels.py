@@ -70,6 +70,22 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+def route(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the weight of each row, where it stands among [T, K] choices, and the rows of each expert; rows by expert.
+
+    Weights are a softmax over the logits of the chosen experts, in fp32 (arXiv 2401.04088, section 2.1).
+    """
+    logits_TK, chosen_TK = logits_TE.topk(top_k, dim=-1)
+    order_R = chosen_TK.flatten().argsort(stable=True)
+    counts_E = torch.bincount(chosen_TK.flatten(), minlength=logits_TE.shape[1])
+    return logits_TK.float().softmax(-1).flatten()[order_R], order_R, counts_E
+
+
+def permute(x_RC: Tensor, order_R: Tensor) -> Tensor:
+    """Return rows in another order, or several times."""
+    return x_RC.index_select(0, order_R)
+
+
 def grouped_linear(x_RC: Tensor, weight_EFC: Tensor, counts: list[int]) -> Tensor:
     """Return rows [R, F] of which `counts` in turn go through each group's weight."""
     if x_RC.device.type == "cuda" and x_RC.dtype == torch.bfloat16:

@@ -208,11 +208,13 @@ def test_every_kernel_of_the_grid_has_a_case(dtype: str) -> None:
 
 
 def test_what_is_measured_is_what_the_engine_runs() -> None:
-    """Every kind of kernel of a Llama and of a GPT-2, in every pass, and no other."""
+    """Every kind of kernel of a Llama, of a GPT-2 and of a Mixtral, in every pass, and no other."""
     sizes = {"num_layers": 2, "hidden": 64, "num_heads": 4, "num_kv_heads": 4, "head_dim": 16, "vocab": 256,
              "max_seq_len": 64, "ffn_hidden": 128}
+    llama = llama_spec(name="l", **sizes)
+    sparse = replace(llama, family="mixtral", kinds=(replace(llama.kinds[0], ffn=Experts(num_experts=4, top_k=2, hidden=64)),))
     needed = {
-        (k.kind, k.pass_) for spec in (llama_spec(name="l", **sizes), gpt2_spec(name="g", **sizes))
+        (k.kind, k.pass_) for spec in (llama, gpt2_spec(name="g", **sizes), sparse)
         for k in kernels_of(spec, num_ranks=2, seq_len=64, global_batch=4, precision="fp32", kernels="eager")
     }
     measured = {(k.kind, k.pass_) for k in default_kernels(["fp32"])}

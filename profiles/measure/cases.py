@@ -173,9 +173,31 @@ def _cross_entropy(kernel: Kernel, device: torch.device | str) -> Recipe:
     return Recipe(shapes=((1, tokens, vocab),), apply=apply, wanted=(0,), num_activations=1)
 
 
+def _grouped_gemm(kernel: Kernel, device: torch.device | str) -> Recipe:
+    groups, a, b, c = kernel.size
+    m, n, k = {"F": (a, b, c), "B": (a, c, b), "W": (c, b, a)}[kernel.pass_]
+    apply = partial(kernels.grouped_linear, counts=[m] * groups)
+    return Recipe(shapes=((groups * m, k), (groups, n, k)), apply=apply, wanted=(1,) if kernel.pass_ == "W" else (0,),
+                  num_activations=1)
+
+
+def _permute(kernel: Kernel, device: torch.device | str) -> Recipe:
+    rows, cols = kernel.size
+    apply = partial(kernels.permute, order_R=torch.randperm(rows, device=device))
+    return Recipe(shapes=((rows, cols),), apply=apply, wanted=(0,), num_activations=1)
+
+
+def _route(kernel: Kernel, device: torch.device | str) -> Recipe:
+    rows, cols = kernel.size
+    # the kernel does not name how many experts a token takes: two are usual of few, eight of many
+    top_k = min(2 if cols <= 16 else 8, cols)
+    return Recipe(shapes=((rows, cols),), apply=lambda logits: kernels.route(logits, top_k)[0], wanted=(0,), num_activations=1)
+
+
 _RECIPES: dict[str, Callable[[Kernel, torch.device | str], Recipe]] = {
     "gemm": _gemm, "attention": _attention, "rms_norm": _rms_norm, "layer_norm": _layer_norm, "rope": _rope,
     "swiglu": _swiglu, "gelu": _gelu, "add": _add, "embedding": _embedding, "cross_entropy": _cross_entropy,
+    "grouped_gemm": _grouped_gemm, "permute": _permute, "route": _route,
 }
 
 

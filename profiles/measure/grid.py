@@ -7,14 +7,14 @@ from dataclasses import replace
 
 from profiles.attention import Attention
 from profiles.files import BadInput
-from profiles.matmul import Gemm
+from profiles.matmul import Gemm, GroupedGemm
 from profiles.ops import SIZES, Kernel, Op
 from profiles.optimizer import AdamW
 from profiles.pointwise import Pointwise
 from profiles.vocabulary import CrossEntropy, Embedding
 
 POINTWISE_KINDS = ("rms_norm", "layer_norm", "rope", "swiglu", "gelu", "add")
-MEASURED = ("gemm", "attention", "embedding", "cross_entropy", "adamw", *POINTWISE_KINDS)
+MEASURED = ("gemm", "grouped_gemm", "attention", "embedding", "cross_entropy", "adamw", *POINTWISE_KINDS, "permute", "route")
 """Kinds of kernel that are measured: those of the models that Headway's own engine trains."""
 DTYPES = ("fp32", "bf16", "fp16")
 """Types that are measured on every device."""
@@ -27,6 +27,11 @@ GEMMS = (
     (2048, 4096, 512), (2048, 512, 4096), (128, 2048, 2048), (4096, 1024, 1024),
 )
 """m (tokens), n (out), k (in) of the forward pass."""
+GROUPED = ((4, 64, 256, 128), (8, 128, 512, 256), (4, 512, 1024, 512))
+"""Experts, m (rows of each), n (out), k (in)."""
+PERMUTED = ((256, 128), (1024, 512), (4096, 1024))
+ROUTED = ((128, 8), (1024, 8), (4096, 64))
+"""Tokens and experts."""
 ATTENTIONS = ((1, 4, 128, 64), (2, 8, 256, 64), (4, 4, 512, 64), (1, 8, 1024, 64), (1, 8, 1024, 128), (1, 4, 2048, 64))
 TENSORS = ((128, 256), (512, 256), (1024, 1024), (4096, 1024), (4096, 4096))
 EMBEDDINGS = ((512, 256, 256), (1024, 512, 8192), (4096, 1024, 32768))
@@ -51,6 +56,11 @@ def default_kernels(dtypes: Sequence[str], scale: int = 1) -> tuple[Kernel, ...]
             Pointwise(name="grid", kind=kind, rows=rows * scale, cols=cols * scale, dtype=dtype)
             for kind in POINTWISE_KINDS for rows, cols in TENSORS
         ]
+        ops += [
+            GroupedGemm(name="grid", groups=g, m=m * scale, n=n * scale, k=k * scale, dtype=dtype) for g, m, n, k in GROUPED
+        ]
+        ops += [Pointwise(name="grid", kind="permute", rows=r * scale, cols=c * scale, dtype=dtype) for r, c in PERMUTED]
+        ops += [Pointwise(name="grid", kind="route", rows=t * scale, cols=e, dtype=dtype) for t, e in ROUTED]
         ops += [
             Embedding(name="grid", tokens=t * scale, hidden=h * scale, vocab=v, dtype=dtype) for t, h, v in EMBEDDINGS
         ]
