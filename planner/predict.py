@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -18,6 +20,10 @@ from simulator.schedules import Table
 from simulator.strategy import Strategy
 from simulator.timeline import Timeline
 from simulator.workload import Workload, build_workload
+
+PEAK_SPREAD = 0.039
+"""Standard deviation of the logarithm of measured over predicted peak memory: sqrt(pi / 2) times the mean error of 3.1 % of
+allocated memory (`headway validate`)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,6 +85,16 @@ def predict_played(
     timeline = timeline_of(step)
     parts = with_exposed_sends(breakdown(timeline), workload, cost, timeline, condition, table)
     return _prediction(question, workload, estimate(workload, cost), timeline.step_time_s, parts), timeline, step
+
+
+def fit_odds(memory_bytes: Mapping[str, float], usable_bytes: float) -> float:
+    """Return the probability that a step whose peak is predicted, part by part, runs in the memory that is usable.
+
+    The allocator's slack is not asked for: it goes back to the device where an allocation would fail. The logarithm of
+    measured over predicted bytes of the others is taken as normal: Phi(ln(usable / asked) / `PEAK_SPREAD`).
+    """
+    asked = sum(memory_bytes.values()) - memory_bytes.get("slack", 0.0)
+    return 0.5 * math.erfc(-math.log(usable_bytes / asked) / (PEAK_SPREAD * math.sqrt(2)))
 
 
 def _prediction(

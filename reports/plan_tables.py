@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from planner.plan import Plan
-from planner.predict import Prediction
+from planner.predict import Prediction, fit_odds
 from planner.question import Question
 from planner.search import Found
 from profiles.units import show, significant
@@ -42,8 +42,10 @@ def prediction_table(prediction: dict[str, Any], strategy: Strategy, title: str)
     table.add_row("tokens/s", f"{show(p['tokens_per_s'], 'count')}  ({significant(p['tokens_per_s_per_gpu'], 4)} a GPU)")
     table.add_row("MFU, HFU", f"{p['mfu']:.3f}, {p['hfu']:.3f}")
     verdict = "fits" if p["fits"] else "DOES NOT FIT"
+    sure = fit_odds(p["memory_bytes"], p["usable_memory_bytes"])
+    odds = f" (odds {sure:.0%})" if 0.005 < sure < 0.995 else ""
     needs, usable = show(p["peak_memory_bytes"], "bytes"), show(p["usable_memory_bytes"], "bytes")
-    table.add_row("peak memory", f"{needs} of {usable}: {verdict}")
+    table.add_row("peak memory", f"{needs} of {usable}: {verdict}{odds}")
     table.add_row("days", f"{significant(p['days'])}  (P10 {significant(p['days_p10'])}, P90 {significant(p['days_p90'])})")
     table.add_row("GPU-hours", significant(p["gpu_hours"], 4))
     table.add_row("cost", "no price known" if p["usd"] is None else show(p["usd"], "usd"))

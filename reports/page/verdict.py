@@ -8,7 +8,7 @@ from itertools import groupby
 
 from planner.bill import Bill, TermCost
 from planner.economics import Band
-from planner.predict import Prediction
+from planner.predict import Prediction, fit_odds
 from planner.question import Question
 from profiles.units import show, significant
 from reports.compare import per_cent, share, shown, span
@@ -42,10 +42,12 @@ def verdict_of(question: Question, p: Prediction, bill: Bill, runs: Outcomes | N
 
 def _line(question: Question, p: Prediction, bill: Bill) -> str:
     low, middle, high = three(bill.days)
+    odds = fit_odds(p.memory_bytes, p.usable_memory_bytes)
     said = (
         f"{shown(p.peak_memory_bytes, 'bytes')} of {shown(p.usable_memory_bytes, 'bytes')} usable on the fullest rank "
-        f"({share(p.peak_memory_bytes / p.usable_memory_bytes)}). {show(question.tokens, 'count')} tokens on "
-        f"{plural(question.cluster.num_gpus, noun_of(question))} {'take' if p.fits else 'would take'} {days(middle)} "
+        f"({share(p.peak_memory_bytes / p.usable_memory_bytes)}; it fits with odds of {share(odds)}). "
+        f"{show(question.tokens, 'count')} tokens on {plural(question.cluster.num_gpus, noun_of(question))} "
+        f"{'take' if p.fits else 'would take'} {days(middle)} "
         f"(P10 {days(low)}, P90 {days(high)})"
     )
     if bill.usd is None or question.price is None:
