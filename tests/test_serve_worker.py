@@ -89,7 +89,7 @@ def test_a_job_that_takes_too_long_is_stopped(made: Worker, job: Any) -> None:
     async def both() -> int:
         assert await made.run(double, 1) == 2
         made.limit_s = 0.3
-        with pytest.raises(Stopped, match="took longer than 0.3 s"):
+        with pytest.raises(Stopped, match="took longer than"):
             await made.run(job, 3)
         made.limit_s = 60.0
         return int(await made.run(double, 3))
