@@ -22,7 +22,7 @@ from profiles.ops import Num
 from simulator.layout import devices, stage_parts
 from simulator.part_bytes import LOSS_PARTS, PartBytes, Pieces, pieces_of
 from simulator.schedules import SCHEDULES, Table, homes, stage_rank
-from simulator.schedules.moments import Kinds, Moments, covers, rank_moments, row_moments
+from simulator.schedules.moments import Kinds, Moments, covers, moments_of_ranks, rank_moments, row_moments
 from simulator.software import Software
 from simulator.states import ROOTS
 from simulator.strategy import Pipe, by_pipe
@@ -96,8 +96,8 @@ def _fullest(
     """Return the ranks of a pipe that may hold most: of those with `alike` stages, those that no other covers."""
     # the first or the last holds most, but where halves of backwards wait in between
     split = SCHEDULES[schedule].splits_backward
-    known = {i: rank_moments(schedule, i, len(alike), np.array(sizes), kinds[i])
-             for i, own in enumerate(alike) if split or own not in alike[:i] or own not in alike[i + 1 :]}
+    apart = {i: kinds[i] for i, own in enumerate(alike) if split or own not in alike[:i] or own not in alike[i + 1 :]}
+    known = moments_of_ranks(schedule, len(alike), np.array(sizes), apart)
     fullest: list[int] = []
     for i, moments in known.items():
         same = [other for other in fullest if alike[other] == alike[i]]

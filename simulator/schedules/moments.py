@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from profiles.ops import Num
-from simulator.schedules import Action, Table, build_schedule, passes, rank_stages
+from simulator.schedules import Action, build_schedule, passes, rank_stages
 from simulator.schedules.interleaved import rounds
 
 STATED = ("1F1B", "GPipe", "LoopedBFS")
@@ -51,6 +51,15 @@ def rank_moments(name: str, rank: int, p: int, m: Num, kinds: Kinds) -> Moments:
     return _side_by_side([_tabled(name, rank, p, size, kinds) for size in sizes.tolist()], where)
 
 
+def moments_of_ranks(name: str, p: int, m: Num, kinds: Mapping[int, Kinds]) -> dict[int, Moments]:
+    """Return the moments of some ranks of a schedule; each of its tables is made once for all of them."""
+    if name not in STATED:
+        for size in np.unique(_enough(name, p, m, len(next(iter(kinds.values()))))).tolist():
+            for rank, own in kinds.items():
+                _tabled(name, rank, p, size, own)
+    return {rank: rank_moments(name, rank, p, m, own) for rank, own in kinds.items()}
+
+
 def covers(one: Moments, other: Moments) -> bool:
     """Return whether at each moment of another rank with the same stages this one holds as much or more at one of its own."""
     if len(one.held) != len(other.held):
@@ -86,14 +95,26 @@ def _enough(name: str, p: int, m: Num, v: int) -> Num:
     return np.minimum(m, _ROUNDS * p) if name == "1F1B" or name not in STATED else m
 
 
-@lru_cache(maxsize=8)
-def _table(name: str, p: int, m: int, v: int) -> Table:
-    return build_schedule(name, p, m, v)
+class Row(NamedTuple):
+    """The actions of a rank in turn: the stage of each, and its pass as a byte."""
+
+    stages: NDArray[np.int32]
+    passes: NDArray[np.bytes_]
 
 
-@lru_cache(maxsize=8192)
+@lru_cache(maxsize=256)
+def _rows(name: str, p: int, m: int, v: int) -> tuple[Row, ...]:
+    return tuple(map(_row, build_schedule(name, p, m, v)))
+
+
+def _row(row: Sequence[Action]) -> Row:
+    actions = [a for slot in row for a in passes(slot)]
+    return Row(np.array([a.stage for a in actions], dtype=np.int32), np.array([a.pass_ for a in actions], dtype="S1"))
+
+
+@lru_cache(maxsize=2**15)
 def _tabled(name: str, rank: int, p: int, m: int, kinds: Kinds) -> Moments:
-    return row_moments(_table(name, p, m, len(kinds))[rank], rank_stages(name, rank, p, len(kinds)), kinds)
+    return _moments(_rows(name, p, m, len(kinds))[rank], rank_stages(name, rank, p, len(kinds)), kinds)
 
 
 def _side_by_side(each: Sequence[Moments], where: NDArray[np.int64]) -> Moments:
@@ -112,9 +133,12 @@ def _side_by_side(each: Sequence[Moments], where: NDArray[np.int64]) -> Moments:
 
 def row_moments(row: Sequence[Action], stages: Sequence[int], kinds: Kinds) -> Moments:
     """Return the moments in a row of a table, of a rank that holds these stages."""
-    v, actions = len(stages), [a for slot in row for a in passes(slot)]
-    one = np.array([a.stage for a in actions])[:, None] == np.array(stages)
-    forward, whole, split, weight = (one & np.array([[a.pass_ == name] for a in actions]) for name in "FBIW")
+    return _moments(_row(row), stages, kinds)
+
+
+def _moments(row: Row, stages: Sequence[int], kinds: Kinds) -> Moments:
+    v, one = len(stages), row.stages[:, None] == np.array(stages)
+    forward, whole, split, weight = (one & (row.passes == name)[:, None] for name in (b"F", b"B", b"I", b"W"))
     change = np.stack([forward.astype(int) - (whole | split), split.astype(int) - weight, whole | weight], axis=1)
     before = np.cumsum(change, axis=0) - change
     again = before[:, 2] > 0
