@@ -22,9 +22,10 @@ from profiles.accelerators import mean_memory
 from profiles.cost import CostModel, cost_model
 from profiles.units import show
 from simulator.estimate import estimate_pipe
-from simulator.memory import mean_states, peak_memory
+from simulator.memory import lacking_bytes, mean_states, peak_memory
 from simulator.part_bytes import pieces_of
 from simulator.pricing import Prices, price
+from simulator.replay import play
 from simulator.stages import StageSeconds
 from simulator.strategy import Strategy, by_pipe
 from simulator.workload import Workload, build_workload, pick_workload
@@ -98,16 +99,18 @@ def search(
         tally.merge(found)
         done += block.size
         tell(0.9 * done / total)
-    ranked: list[tuple[Prediction, Question]] = []
     chosen = tally.chosen()[:num_replayed] if num_replayed < NUM_REPLAYED else tally.chosen()
-    replays = _on_cores(lambda c: predict_replayed(c.question, c.strategy, tally.cost)[0], chosen, total)
-    for candidate, prediction in zip(chosen, replays, strict=True):
-        ranked.append((prediction, candidate.question))
-        tell(0.9 + 0.1 * len(ranked) / len(chosen))
-    ranked.sort(key=lambda p: (p[0].step_time_s / p[0].strategy.global_batch, p[0].peak_memory_bytes))
+    steps = list[float]()
+    for step_s in _on_cores(lambda c: _played_s(c, tally.cost), chosen, total):
+        steps.append(step_s)
+        tell(0.9 + 0.08 * len(steps) / len(chosen))
+    # what a step is made of is asked of those that are shown
+    order = sorted(range(len(chosen)), key=lambda i: (steps[i] / float(chosen[i].strategy.global_batch), chosen[i].peak_bytes))
+    shown = [chosen[i] for i in order[: 1 + NUM_RUNNERS_UP]]
+    predictions = tuple(_on_cores(lambda c: predict_replayed(c.question, c.strategy, tally.cost)[0], shown, total))
     return Found(
-        question=ranked[0][1] if ranked else question, axes=axes, best=ranked[0][0] if ranked else None,
-        runners_up=tuple(p for p, _ in ranked[1 : 1 + NUM_RUNNERS_UP]), strategies_total=total,
+        question=shown[0].question if shown else question, axes=axes, best=predictions[0] if shown else None,
+        runners_up=predictions[1:], strategies_total=total,
         strategies_priced=tally.priced, rejected={rule: num for rule, num in tally.counts.items() if num},
         rejected_examples=tally.examples(question), search_seconds=time.perf_counter() - started,
     )
@@ -131,6 +134,10 @@ def _on_cores(function: Callable[[Given], Gives], values: Sequence[Given], size:
         longest = sorted(range(len(values)), key=lambda i: -getattr(values[i], "size", 0))
         found = {i: pool.submit(_call, values[i]) for i in longest}
         yield from (found[i].result() for i in range(len(values)))
+
+
+def _played_s(candidate: Candidate, cost: CostModel) -> float:
+    return play(build_workload(candidate.question.model, candidate.strategy), cost).step_time_s
 
 
 def _call(value: Any) -> Any:
@@ -264,16 +271,15 @@ class _Tally:
         return legal
 
     def _peaks(self, workload: Workload, pipes: tuple[PipeChoice, ...], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
-        """Return the peak bytes of cells with each pipe, infinite where they are not legal; of a pool as if all ranks had its
-        smallest memory, and what they lack or have left."""
+        """Return the peak bytes of cells with each pipe, infinite where they are not legal: of those that do not fit what their
+        first rank that does not holds; of a pool as if all ranks had its smallest memory, and what they lack or have left."""
         accelerator = self.cost.cluster.accelerator
         peaks = np.full(legal.shape, np.inf)
         for row, pipe, where in zip(peaks, pipes, legal, strict=True):
             if where.any():
                 some = workload if where.all() else pick_workload(workload, np.flatnonzero(where))
                 piped = replace(some, strategy=_with(some.strategy, pipe))
-                memory = peak_memory(piped, accelerator)
-                row[where] = memory.peak_bytes + (accelerator.memory_bytes - memory.usable_bytes)
+                row[where] = accelerator.memory_bytes + lacking_bytes(piped, accelerator)
         return peaks
 
     def _count(self, rule: Rule, question: Question, batch: Strategy, where: NDArray[np.int64]) -> None:
@@ -304,7 +310,7 @@ class _Tally:
     def _keep_short(
         self, question: Question, cells: Strategy, pipes: tuple[PipeChoice, ...], peaks: NDArray[np.float64]
     ) -> None:
-        """Keep what comes nearest to fitting."""
+        """Keep what comes nearest to fitting, by the first rank that does not."""
         worst = self.short[-1].peak_bytes if len(self.short) == NUM_REJECTED_SHOWN else np.inf
         order = np.argsort(peaks, axis=None, kind="stable")[:NUM_REJECTED_SHOWN]
         new = [
@@ -321,21 +327,21 @@ class _Tally:
 
     def examples(self, question: Question) -> tuple[Rejected, ...]:
         """Return rejected strategies, rule by rule in turn; of those that do not fit the ones that need least."""
-        short = [Rejected(strategy=c.strategy, rule=MEMORY_RULE, reason=_lacks(c)) for c in self.short]
+        lacks = sorted(((*_lacks(c), c.strategy) for c in self.short), key=lambda lack: lack[0])
+        short = [Rejected(strategy=strategy, rule=MEMORY_RULE, reason=reason) for _, reason, strategy in lacks]
         by_rule = [short, *self.rejected.values()]
         turns = max((len(rows) for rows in by_rule), default=0)
         return tuple([rows[i] for i in range(turns) for rows in by_rule if i < len(rows)][:NUM_REJECTED_SHOWN])
 
 
-def _lacks(candidate: Candidate) -> str:
-    """Return how much a strategy needs, and what there is; in a pool where least is left."""
-    accelerator, peak = candidate.question.cluster.accelerator, candidate.peak_bytes
-    usable, title = accelerator.memory_bytes, accelerator.title
+def _lacks(candidate: Candidate) -> tuple[float, str]:
+    """Return how much a strategy lacks; in words what it needs and what there is, in a pool where least is left."""
+    accelerator = candidate.question.cluster.accelerator
+    memory = peak_memory(build_workload(candidate.question.model, candidate.strategy), accelerator)
+    peak, usable, title = float(memory.peak_bytes), float(memory.usable_bytes), accelerator.title
     if accelerator.parts:
-        memory = peak_memory(build_workload(candidate.question.model, candidate.strategy), accelerator)
-        peak, usable = float(memory.peak_bytes), float(memory.usable_bytes)
         title = " + ".join(dict.fromkeys(kind.title for kind in accelerator.kinds if kind.memory_bytes == usable))
-    return f"needs {show(peak, 'bytes')}, {show(usable, 'bytes')} usable on {title}"
+    return peak - usable, f"needs {show(peak, 'bytes')}, {show(usable, 'bytes')} usable on {title}"
 
 
 def _first(candidates: list[Candidate], num: int) -> list[Candidate]:

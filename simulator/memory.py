@@ -25,7 +25,7 @@ from simulator.schedules import SCHEDULES, Table, homes, stage_rank
 from simulator.schedules.moments import Kinds, Moments, covers, moments_of_ranks, rank_moments, row_moments
 from simulator.software import Software
 from simulator.states import ROOTS
-from simulator.strategy import Pipe, by_pipe
+from simulator.strategy import Pipe, Strategy, by_pipe
 from simulator.workload import Workload
 
 Held = dict[str, Num]
@@ -56,8 +56,7 @@ class Memory:
 def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
     """Return the peak of the fullest pipeline rank of each strategy."""
     strategy, pieces = workload.strategy, pieces_of(workload)
-    blocks = [(pipe, pipe.where[i : i + BLOCK]) for pipe in by_pipe(strategy) for i in range(0, len(pipe.where), BLOCK)]
-    held = Held()
+    blocks, held = _blocks(strategy), Held()
     if len(blocks) == 1:
         held = _fullest_rank(workload.model, strategy.software, pieces, accelerator, blocks[0][0])
     else:
@@ -67,6 +66,32 @@ def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
                 held.setdefault(name, np.zeros(len(strategy)))[where] = value
     usable = -held.pop(TAKEN) if accelerator.parts else accelerator.memory_bytes
     return Memory(peak_bytes=sum(held.values()), usable_bytes=usable, parts_bytes=held)
+
+
+def lacking_bytes(workload: Workload, accelerator: Accelerator) -> NDArray[np.float64]:
+    """Return what the fullest rank of each strategy holds beyond its memory where all fit, which is then no more than 0; else
+    what the first that does not fit lacks, which is no more than the fullest does.
+
+    Ranks that are left are priced only where those before fit.
+    """
+    strategy, whole = workload.strategy, pieces_of(workload)
+    found = np.full(len(strategy), -np.inf)
+    for pipe, left in _blocks(strategy):
+        pieces = whole if len(left) == len(strategy) else whole.pick(left)
+        for i, own, kind in _distinct_ranks(workload.model, pieces, accelerator, pipe):
+            held = _rank_peak(pieces, own, _moments_of_pipe(pipe, i, own, pieces), strategy.software, kind)
+            lacks = np.broadcast_to(sum(held.values()) - kind.memory_bytes, left.shape)
+            found[left] = np.maximum(found[left], lacks)
+            fits = np.flatnonzero(lacks <= 0)
+            if not len(fits):
+                break
+            if len(fits) < len(left):
+                left, pieces = left[fits], pieces.pick(fits)
+    return found
+
+
+def _blocks(strategy: Strategy) -> list[tuple[Pipe, NDArray[np.int64]]]:
+    return [(pipe, pipe.where[i : i + BLOCK]) for pipe in by_pipe(strategy) for i in range(0, len(pipe.where), BLOCK)]
 
 
 def mean_states(model: ModelSpec, pieces: Pieces, pp: int) -> Num:
@@ -79,14 +104,22 @@ def mean_states(model: ModelSpec, pieces: Pieces, pp: int) -> Num:
 
 
 def _fullest_rank(model: ModelSpec, software: Software, pieces: Pieces, accelerator: Accelerator, pipe: Pipe) -> Held:
+    return reduce(_fuller, (
+        _rank_peak(pieces, own, _moments_of_pipe(pipe, i, own, pieces), software, kind)
+        | ({TAKEN: -kind.memory_bytes} if accelerator.parts else {})
+        for i, own, kind in _distinct_ranks(model, pieces, accelerator, pipe)))
+
+
+def _distinct_ranks(
+    model: ModelSpec, pieces: Pieces, accelerator: Accelerator, pipe: Pipe
+) -> Iterator[tuple[int, list[OwnStage], Accelerator]]:
+    """Return the ranks of a pipe of which one is the fullest, with their stages, on each kind of accelerator under them."""
     ranks, kinds = _ranks_of_pipe(model, pipe), devices(accelerator, pipe.pp)
     alike = tuple((tuple(kind.name for kind in kinds[i]), *((tuple(stage.parts), *stage[2:]) for stage in own))
                   for i, own in enumerate(ranks))
     sizes = tuple(np.unique(pieces.num_microbatches).tolist())
-    return reduce(_fuller, (
-        _rank_peak(pieces, ranks[i], _moments_of_pipe(pipe, i, ranks[i], pieces), software, kind)
-        | ({TAKEN: -kind.memory_bytes} if accelerator.parts else {})
-        for i in _fullest(pipe.schedule, sizes, alike, tuple(kinds_of(own) for own in ranks)) for kind in kinds[i]))
+    for i in _fullest(pipe.schedule, sizes, alike, tuple(kinds_of(own) for own in ranks)):
+        yield from ((i, ranks[i], kind) for kind in kinds[i])
 
 
 @lru_cache(maxsize=4096)

@@ -6,6 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from test_planner import everything
 
 from planner.fit import fit
@@ -17,7 +19,7 @@ from planner.space import Axes, axes_texts, brief_space, narrowed, whole_space
 from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import load_cluster, with_num_gpus
-from simulator.memory import peak_memory
+from simulator.memory import lacking_bytes, peak_memory
 from simulator.software import Software, load_software
 from simulator.strategy import Strategy
 from simulator.workload import build_workload
@@ -95,3 +97,20 @@ def test_fit_proposes_it() -> None:
     assert illegal_reason(strategy, question) is None
     titles = [change.title for change in fit(question, strategy).changes]
     assert any("offload none -> optimizer" in title for title in titles)
+
+
+@settings(max_examples=10)
+@given(st.floats(0.3, 1.5), st.sampled_from([("megatron-lm-2025", "1F1B"), ("megatron-lm-2025", "Interleaved1F1B"),
+                                             ("torchtitan-2025", "ZBH1"), ("torchtitan-2025", "ZBV")]))
+def test_what_is_lacking_is_that_of_the_fullest_rank(memory: float, how: tuple[str, str]) -> None:
+    """Exact where a strategy fits; else more than nothing, and no more than the fullest lacks."""
+    question = asked(8, load_software(how[0]))
+    kind = replace(question.cluster.accelerator, memory_bytes=question.cluster.accelerator.memory_bytes * memory)
+    for batch in everything(question, small(question, schedule=(how[1],), offload=(("none", 1.0),), pp=(4,))):
+        legal = np.flatnonzero(first_broken(batch, question) < 0)
+        if len(legal):
+            workload = build_workload(MODEL, batch.pick(legal))
+            lacks, whole = lacking_bytes(workload, kind), peak_memory(workload, kind).peak_bytes - kind.memory_bytes
+            fits = whole <= 0
+            assert (lacks[fits] == whole[fits]).all()
+            assert (lacks[~fits] > 0).all() and (lacks[~fits] <= whole[~fits]).all()
