@@ -48,6 +48,7 @@ def _conditions(s: Strategy, q: Question) -> Iterator[tuple[Num, str]]:
     least = 2 if software.offloads_with == "weights" else 1
     sharded = (np.asarray(s.zero) >= least) | (np.asarray(s.replicas) == 1)
     yield sharded, f"offload {s.offload} with ZeRO-{s.zero}: {software.framework} offloads what ZeRO-{least} shards, or above"
+    yield not cluster.parts, f"offload {s.offload}: {cluster.machines} is a pool, and its hosts are not one; use one part"
     yield has_host(cluster), (f"offload {s.offload}: {cluster.title} states no host: its file needs 'host', that of "
                               f"{cluster.accelerator.title} 'host_link'")
     if cluster.host is not None:

@@ -136,7 +136,7 @@ def price(workload: Workload, cost: CostModel) -> Prices:
     part_gpus = tuple(part.num_gpus for part in cost.cluster.parts)
     places = {place for pp in np.unique(workload.strategy.pp) for place in covered_parts(part_gpus, int(pp))}
     # what all ranks do together is the same for all
-    over = {place: replace(_price(workload, cost.over(place)), tie_s=whole.tie_s, wait=whole.wait)
+    over = {place: replace(_price(workload, cost.over(place)), tie_s=whole.tie_s)
             for place in sorted(places) if len(place) < len(part_gpus)}
     return replace(whole, part_gpus=part_gpus, over=over)
 

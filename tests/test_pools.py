@@ -33,6 +33,7 @@ from simulator.noise import play_steps
 from simulator.pricing import price
 from simulator.replay import play, replay
 from simulator.schedules import build_schedule
+from simulator.software import load_software
 from simulator.stages import stage_seconds
 from simulator.strategy import Strategy
 from simulator.workload import build_workload
@@ -175,6 +176,14 @@ def test_a_pool_lies_between_its_slow_and_its_fast_kind(pp: int) -> None:
     assert best == pytest.approx(step(slow), rel=0.01) if pp == 1 else best < 0.8 * step(slow)
 
 
+def test_without_stages_the_order_of_the_parts_says_nothing() -> None:
+    fast_first = load_cluster("dgx-h100:2+dgx-a100:2")
+    for strategy in STRATEGIES[:2]:
+        one, other = (predict_replayed(asked(c), strategy)[0] for c in (MIXED, fast_first))
+        assert one.step_time_s == pytest.approx(other.step_time_s, rel=1e-12)
+        assert (one.usable_memory_bytes, one.usd) == pytest.approx((other.usable_memory_bytes, other.usd))
+
+
 @pytest.mark.parametrize("strategy", STRATEGIES[:6], ids=lambda s: s.describe()[:40])
 def test_a_faster_part_makes_no_step_longer(strategy: Strategy) -> None:
     texts = ("dgx-a100:4", "dgx-a100:3+dgx-h100:1", "dgx-a100:2+dgx-h100:2", "dgx-a100:1+dgx-h100:3", "dgx-h100:4")
@@ -265,6 +274,8 @@ def test_a_type_that_one_part_lacks_and_a_stage_across_parts_are_refused() -> No
     across = replace(STRATEGIES[2], order="tp-cp-pp-dp")
     assert "lays each stage across all parts of a pool" in str(illegal_reason(across, asked(MIXED, batch=16)))
     assert illegal_reason(replace(across, order=""), asked(MIXED, batch=16)) is None
+    away = replace(STRATEGIES[2], offload="optimizer", software=load_software("megatron-lm-2025", ""))
+    assert "is a pool, and its hosts are not one" in str(illegal_reason(away, asked(MIXED, batch=16)))
 
 
 def test_a_pool_of_a_file_has_its_own_wire(tmp_path: Path) -> None:
