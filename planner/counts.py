@@ -129,10 +129,10 @@ def changed(before: Prediction, after: Prediction, question: Question) -> Change
     what = differences(before.strategy, after.strategy)
     if not what:
         return None
-    kept, reason = _kept(before.strategy, question)
-    if kept is None:
+    same, reason = kept(before.strategy, question)
+    if same is None:
         return Change(what=what, reason=reason)
-    there = predict_replayed(question, kept, cost_model(question.cluster))[0]
+    there = predict_replayed(question, same, cost_model(question.cluster))[0]
     if not there.fits:
         return Change(what=what, reason=f"needs {show(there.peak_memory_bytes, 'bytes')}, "
                       f"{show(there.usable_memory_bytes, 'bytes')} usable on {question.cluster.accelerator.title}")
@@ -141,15 +141,15 @@ def changed(before: Prediction, after: Prediction, question: Question) -> Change
                   now_s=after.breakdown_s[term])
 
 
-def _kept(strategy: Strategy, question: Question) -> tuple[Strategy | None, str]:
+def kept(strategy: Strategy, question: Question) -> tuple[Strategy | None, str]:
     """Return a strategy with as many replicas as the count makes, or why it cannot be."""
     num, others = question.cluster.num_gpus, int(strategy.tp * strategy.cp * strategy.pp)
     if num % others:
         return None, f"tp {strategy.tp} x cp {strategy.cp} x pp {strategy.pp} = {others} does not divide {num} accelerators"
     dp = num // others
-    kept = replace(strategy, dp=dp, num_microbatches=max(1, question.global_batch // int(dp * strategy.micro_batch)))
-    reason = illegal_reason(kept, question)
-    return (None, reason) if reason else (kept, "")
+    same = replace(strategy, dp=dp, num_microbatches=max(1, question.global_batch // int(dp * strategy.micro_batch)))
+    reason = illegal_reason(same, question)
+    return (None, reason) if reason else (same, "")
 
 
 def near_space(question: Question, strategy: Strategy) -> Axes:

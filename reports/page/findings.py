@@ -9,7 +9,7 @@ from executor.goodput import Goodput, goodput
 from executor.journal import Line
 from executor.run import Run
 from planner.bill import Bill, bill
-from planner.counts import Sized, changed, near_space, on_count, searched
+from planner.counts import Sized, changed, kept, near_space, on_count, searched
 from planner.offers import Offer, Point, point
 from planner.plan import Plan
 from planner.predict import Prediction, predict_replayed
@@ -29,6 +29,7 @@ from reports.whatif_command import WhatIfOptions, what_if
 from simulator.run.monte_carlo import Case, simulate_runs
 from simulator.run.outcome import Outcomes
 from simulator.run.spares import best_spares
+from simulator.strategy import Strategy
 from simulator.timeline import Timeline
 
 FLEET = "published"
@@ -116,6 +117,7 @@ def _points(plan: Plan, prediction: Prediction, tell: Callable[[float], None]) -
             there = Sized(question=question, found=_alone(question, prediction))
         else:
             there = searched(asked, None, lambda q: near_space(q, strategy), num_replayed=NUM_REPLAYED)
+            there = _or_kept(there, strategy, *([last.strategy] if last else []))
         if there.prediction is None:
             left_out.append(f"{num:,}: {there.reason}")
             continue
@@ -123,6 +125,18 @@ def _points(plan: Plan, prediction: Prediction, tell: Callable[[float], None]) -
         last = there.prediction
         points.append(point(offer, replace(there, change=change), cases))
     return tuple(points), tuple(left_out)
+
+
+def _or_kept(there: Sized, *strategies: Strategy) -> Sized:
+    """Return a count with a strategy of another count in place of the one that was found, where it is faster and fits."""
+    for strategy in strategies:
+        same, _ = kept(strategy, there.question)
+        if same is None or same.global_batch != there.question.global_batch:
+            continue
+        prediction, best = predict_replayed(there.question, same)[0], there.prediction
+        if prediction.fits and (best is None or prediction.step_time_s < best.step_time_s):
+            there = replace(there, found=replace(there.found, best=prediction), reason="")
+    return there
 
 
 def _counts(plan: Plan) -> list[tuple[int, Question]]:
