@@ -41,7 +41,7 @@ ABOUT = {
         What stands under `network.scale_up` or `network.scale_out` of a cluster: which links ranks share beyond their own
         ports. `kind` says which of these it is; `torus.yaml` and `links.yaml` are whole clusters with one.""",
     "Pool": """
-        Unlike clusters as one, wherever a CLUSTER may stand; `dgx-a100:8+dgx-h100:8` is the short form.""",
+        Unlike clusters as one, wherever a CLUSTER may stand; `dgx-a100:8+dgx-h100:8` is the short form ([pools](pools.md)).""",
     "Accelerator": """
         Named by a cluster's `accelerator`. Figures are those of the data sheet, each with its source.""",
     "Software": """
