@@ -151,6 +151,20 @@ def test_a_node_fewer(tmp_path: Path, faults: Any, quiet: Run) -> None:
     assert merged == [[BATCH * step, BATCH] for step in range(len(losses))]
 
 
+@pytest.mark.distributed
+def test_another_run_goes_on_from_a_checkpoint(tmp_path: Path, quiet: Run) -> None:
+    """In a folder of its own and on one rank; what was trained before is taken over, the seconds of it are not."""
+    job = job_in(tmp_path / "run", strategy=STRATEGY, num_steps=STEPS + 4, checkpoint_every=0, resume=quiet.job.out)
+    run = launch(job)
+    assert run.losses[:STEPS] == quiet.losses and run.first_step == STEPS and len(run.losses) == STEPS + 4
+    assert sample_faults(read_journal(job.out), STEPS + 4, BATCH) == []
+    assert len(run.measured_step_times_s) == 4 - job.num_warmup_steps
+    spent = goodput(read_journal(job.out))
+    assert spent.training_s == pytest.approx(sum(run.step_times_s[STEPS:]), rel=0.5) and spent.wasted_s == 0
+    with pytest.raises(BadInput, match="num_steps: 14 are trained already"):
+        launch(replace(job, num_steps=STEPS, out=str(tmp_path / "again")))
+
+
 @pytest.fixture
 def in_a_process() -> Iterator[Any]:
     """Return what launches a job from a process of its own, for signals; none is left, as ranks leave when it is gone."""
