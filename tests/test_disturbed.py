@@ -64,7 +64,7 @@ def test_a_schedule_of_ones_own_is_the_one_that_trains(
     own, asked = tmp_path / "own.csv", list[str]()
     own.write_text(format_table(build_schedule("1F1B", 4, 16)))
 
-    def launch(job: Job, *_: object) -> Run:
+    def launch(job: Job, *_: object, **__: object) -> Run:
         asked.append(job.table)
         raise BadInput("device: stop here")
 
