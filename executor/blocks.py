@@ -21,6 +21,14 @@ def whole(weight: Tensor) -> Tensor:
     return weight.to_local(grad_placements=[Partial()]) if isinstance(weight, DTensor) else weight
 
 
+class Fp8Linear(nn.Linear):
+    """A linear map that multiplies in FP8."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the map of the last dim."""
+        return kernels.linear_fp8(x, self.weight, self.bias)
+
+
 class Norm(nn.Module):
     """RMSNorm or LayerNorm over the last dim: the residual stream, or the heads of queries and keys."""
 

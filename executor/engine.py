@@ -14,7 +14,7 @@ from simulator.strategy import CONTEXT, RECOMPUTE, Strategy
 
 FAMILIES = ("gpt2", "llama", "mixtral", "qwen3", "qwen3_moe")
 """Families whose layers are what their fields say, and no more: no scaled embeddings, no other choice of experts."""
-PRECISIONS = ("bf16", "fp32")
+PRECISIONS = ("bf16", "fp32", "fp8")
 NUM_BYTES = 256
 """Tokens are bytes, so the vocabulary must hold them all."""
 
@@ -84,6 +84,8 @@ def _kernels(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
     if strategy.cp > 1 and strategy.context != "ulysses" and device_type == "cuda" and strategy.dtype == "fp32":
         yield (f"context={strategy.context!r}: blocks of attention are merged by the sums of the flash kernel, and CUDA has "
                "none in fp32; ulysses or bf16 runs there")
+    if strategy.matmul == "fp8":
+        yield from _fp8(strategy, model, device_type)
     if strategy.recompute == "selective" and spreads_experts(model, strategy):
         yield ("recompute='selective': experts are gathered by themselves inside a layer, which torch's selective checkpoint "
                "cannot repeat; full recomputation runs there")
@@ -94,6 +96,24 @@ def _kernels(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator
     if strategy.kernels == "fused" and strategy.recompute == "selective":
         yield ("selective recomputation needs eager kernels: inside a compiled block torch cannot tell which "
                "outputs to keep")
+
+
+def _fp8(strategy: Strategy, model: ModelSpec, device_type: str) -> Iterator[str]:
+    if device_type == "cpu":
+        yield "precision 'fp8': no CPU multiplies in it; bf16 runs there"
+    if strategy.tp > 1:
+        yield f"precision 'fp8': torch's tensors that are cut over tp={strategy.tp} do not multiply in it; bf16 runs there"
+    if any(isinstance(kind.ffn, Experts) for kind in model.kinds):
+        yield "precision 'fp8': the matmuls of experts are bf16 only; bf16 runs there"
+    if strategy.kernels == "fused":
+        yield "precision 'fp8': its scales are found by eager kernels; eager kernels run there"
+    rows = strategy.micro_batch * strategy.seq_len // strategy.cp
+    mixer = model.kinds[0].mixer
+    heads = (mixer.num_heads * mixer.head_dim, mixer.num_kv_heads * mixer.head_dim) if isinstance(mixer, SelfAttention) else ()
+    channels = [kind.ffn.hidden for kind in model.kinds if isinstance(kind.ffn, FeedForward)]
+    for size in (rows, model.hidden, *heads, *channels):
+        if size % 16:
+            yield f"precision 'fp8': its kernel takes multiples of 16 tokens and channels, and a map here has {size}"
 
 
 HEEDED: dict[str, tuple[str, ...]] = {

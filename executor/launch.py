@@ -138,6 +138,8 @@ def check_launch(job: Job) -> None:
         present = _gpus_left()
         if present < job.strategy.world_size:
             raise BadInput(f"strategy: needs {job.strategy.world_size} GPUs, this machine has {present}")
+        if job.strategy.matmul == "fp8":
+            _check_fp8()
 
 
 def _check_resume(job: Job) -> None:
@@ -166,9 +168,21 @@ def _ranks_left(job: Job) -> int:
 
 
 def _gpus_left() -> int:
-    """Return the GPUs of this machine, asked in a process of its own: a driver's view does not change within one."""
-    words = [sys.executable, "-c", "import torch; print(torch.cuda.device_count())"]
-    return int(subprocess.run(words, capture_output=True, text=True, check=True).stdout)
+    """Return the GPUs of this machine."""
+    return int(_ask_torch("torch.cuda.device_count()"))
+
+
+def _check_fp8() -> None:
+    """Refuse GPUs without FP8, which came with compute capability 8.9 (CUDA C Programming Guide, table of features)."""
+    major, minor = map(int, _ask_torch("*torch.cuda.get_device_capability()").split())
+    if (major, minor) < (8, 9):
+        raise BadInput(f"precision: 'fp8' needs GPUs of compute capability 8.9 or more, those here have {major}.{minor}")
+
+
+def _ask_torch(what: str) -> str:
+    """Return what torch says, asked in a process of its own: a driver's view does not change within one."""
+    words = [sys.executable, "-c", f"import torch; print({what})"]
+    return subprocess.run(words, capture_output=True, text=True, check=True).stdout
 
 
 def child_environment(job: Job) -> dict[str, str]:

@@ -30,7 +30,7 @@ Piece = tuple[slice, ...]
 Read = Callable[[str, Piece], Tensor]
 """Returns a piece of a whole parameter by its name."""
 KEPT_BY_SELECTIVE = frozenset({
-    aten.mm.default, aten.addmm.default,
+    aten.mm.default, aten.addmm.default, aten._scaled_mm.default,
     aten._scaled_dot_product_flash_attention_for_cpu.default, aten._scaled_dot_product_flash_attention.default,
     aten._scaled_dot_product_efficient_attention.default, aten._scaled_dot_product_cudnn_attention.default,
 })

@@ -30,7 +30,7 @@ from torch.distributed.tensor.parallel import (
 )
 from torch.nn.parallel import DistributedDataParallel
 
-from executor.blocks import Norm
+from executor.blocks import Fp8Linear, Norm
 from executor.context import attend_over, token_places
 from executor.engine import Engine, engine_of, spreads_experts
 from executor.mesh import build_mesh, expert_mesh, replica_mesh
@@ -146,6 +146,10 @@ def _apply(spec: ModelSpec, stages: dict[int, Stage], strategy: Strategy, mesh: 
             _spread_over_ep(stage, strategy, experts["ep"])
         if strategy.tp > 1:
             _shard_over_tp(stage, mesh["tp"])
+        if strategy.matmul == "fp8":
+            for _, layer in stage.each_layer():
+                for linear in (m for m in layer.modules() if type(m) is nn.Linear):
+                    linear.__class__ = Fp8Linear  # the same weights by another kernel
         if strategy.kernels == "fused":
             # block by block: a whole layer does not compile under tensor parallelism
             for _, layer in stage.each_layer():
@@ -211,7 +215,7 @@ def _shard_over_tp(stage: Stage, mesh: DeviceMesh) -> None:
 
 
 def _apply_fsdp(stage: Stage, strategy: Strategy, engine: Engine, replicas: DeviceMesh, experts: DeviceMesh | None) -> None:
-    half = strategy.precision == "bf16"
+    half = strategy.dtype == "bf16"
     policy = MixedPrecisionPolicy(
         param_dtype=torch.bfloat16 if half else None, reduce_dtype=torch.float32 if half else None
     )

@@ -112,7 +112,7 @@ class _RecordedStage(PipelineStage):
         strategy, stage = parallel.strategy, parallel.stages[index]
         self.strategy, self.module, self.recorder, self.forwarded = strategy, parallel.modules[index], recorder, -1
         device = next(stage.parameters()).device
-        dtype = torch.bfloat16 if strategy.precision == "bf16" else torch.float32
+        dtype = torch.bfloat16 if strategy.dtype == "bf16" else torch.float32
         length = len(stage.places)
         size = (strategy.micro_batch, length // strategy.tp, stage.spec.hidden)
         # shapes are known, so torch need not run a forward and a backward to find them;

@@ -70,6 +70,43 @@ def gelu(x: Tensor) -> Tensor:
     return F.gelu(x, approximate="tanh")
 
 
+class _Fp8Linear(torch.autograd.Function):
+    """y = x wᵀ in FP8: inputs and weights in e4m3, gradients in e5m2, each tensor with one scale (arXiv 2209.05433).
+
+    The kernel takes its second operand with the summed dim last in memory. Backward keeps the narrow input, and the weight
+    as it is, which lives anyway.
+    """
+
+    @staticmethod
+    def forward(ctx: torch.autograd.function.FunctionCtx, x_RC: Tensor, weight_FC: Tensor) -> Tensor:
+        x, scale = _narrow(x_RC, torch.float8_e4m3fn)
+        ctx.save_for_backward(x, scale, weight_FC)
+        weight, of_weight = _narrow(weight_FC, torch.float8_e4m3fn)
+        return torch._scaled_mm(x, weight.t(), scale, of_weight, out_dtype=x_RC.dtype)
+
+    @staticmethod
+    def backward(ctx: torch.autograd.function.FunctionCtx, grad_RF: Tensor) -> tuple[Tensor, Tensor]:
+        x, scale, weight_FC = ctx.saved_tensors  # type: ignore[attr-defined]
+        grad, of_grad = _narrow(grad_RF, torch.float8_e5m2)
+        weight, of_weight = _narrow(weight_FC, torch.float8_e4m3fn)
+        grad_x = torch._scaled_mm(grad, weight.t().contiguous().t(), of_grad, of_weight, out_dtype=grad_RF.dtype)
+        grad_weight = torch._scaled_mm(grad.t().contiguous(), x.t().contiguous().t(), of_grad, scale, out_dtype=grad_RF.dtype)
+        return grad_x, grad_weight
+
+
+def _narrow(x: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """Return a tensor in FP8 whose largest element is the type's, and what to multiply it by."""
+    scale = x.abs().amax().float().clamp(min=1e-12) / torch.finfo(dtype).max
+    return (x.float() / scale).to(dtype).contiguous(), scale
+
+
+def linear_fp8(x: Tensor, weight_FC: Tensor, bias_F: Tensor | None) -> Tensor:
+    """Return a linear map of the last dim, multiplied in FP8; rows and both widths are multiples of 16."""
+    out: Tensor = _Fp8Linear.apply(x.flatten(0, -2), weight_FC)  # type: ignore[no-untyped-call]
+    out = out.view(*x.shape[:-1], -1)
+    return out if bias_F is None else out + bias_F
+
+
 def route(logits_TE: Tensor, top_k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Return the weight of each row, where it stands among [T, K] choices, and the rows of each expert; rows by expert.
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,9 +14,11 @@ torch = pytest.importorskip("torch")
 from torch.utils._python_dispatch import TorchDispatchMode  # noqa: E402
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count  # noqa: E402
 
+from executor.blocks import Fp8Linear  # noqa: E402
 from executor.model import Stage, initial_weight, materialise, token_loss  # noqa: E402
-from executor.parallel import build_stage  # noqa: E402
+from executor.parallel import build_stage, parallelise  # noqa: E402
 from executor.pretrained import config_of  # noqa: E402
+from profiles import kernels  # noqa: E402
 from profiles.collectives import Collective  # noqa: E402
 from profiles.families import Shape, all_params, num_params, part_items  # noqa: E402
 from profiles.families.gpt2 import gpt2_spec  # noqa: E402
@@ -196,3 +199,30 @@ def test_a_tied_head_is_one_parameter_on_one_stage_and_equal_on_two() -> None:
         last = build_stage(GPT2, Strategy(pp=2, seq_len=64), 1)
     materialise(last, "cpu", seed=0)
     assert torch.equal(last.head.weight, whole.embed.weight)
+
+
+def test_a_map_in_fp8_is_nearly_the_plain_one_and_not_it() -> None:
+    """By the CPU's own `_scaled_mm`: 3 bits of fraction leave some per cent, as of gradients 2."""
+    generator = torch.Generator().manual_seed(0)
+    made = [torch.randn(shape, generator=generator).bfloat16() for shape in ((2, 16, 64), (48, 64), (48,), (2, 16, 48))]
+    results = []
+    for apply in (kernels.linear_fp8, torch.nn.functional.linear):
+        x, weight, bias = (t.clone().requires_grad_() for t in made[:3])
+        out = apply(x, weight, bias)
+        out.backward(made[3])
+        results.append((out.detach(), x.grad, weight.grad, bias.grad))
+    for narrow, plain, least in zip(*results, (1e-3, 1e-3, 1e-3, 0.0), strict=True):
+        off = float((narrow - plain).abs().max() / plain.abs().max())
+        assert least <= off < 0.1
+
+
+def test_the_maps_of_layers_are_in_fp8_and_no_other(tmp_path: Path) -> None:
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/store", rank=0, world_size=1)
+    try:
+        parallel = parallelise(QWEN2, Strategy(precision="fp8", seq_len=32), torch.device("cpu"), seed=0, learning_rate=1e-3)
+        (stage,) = parallel.stages.values()
+        narrow = [name for name, module in stage.named_modules() if isinstance(module, Fp8Linear)]
+        assert narrow == [f"layers.{i}.{name}" for i in range(2) for name in
+                          ("attn.wq", "attn.wk", "attn.wv", "attn.wo", "ffn.w1", "ffn.w3", "ffn.w2")]
+    finally:
+        torch.distributed.destroy_process_group()

@@ -136,7 +136,8 @@ def test_what_can_run_is_not_refused() -> None:
     (ZBV | {"recompute": "selective"}, "recompute='selective': schedule ZBV splits backward"),
     (ZBV | {"software": FUSED}, "kernels='fused': schedule ZBV splits backward"),
     (ZBV | {"schedule": "DualPipeV", "num_microbatches": 4, "dp": 2, "zero": 3}, "zero=3: schedule DualPipeV splits backward"),
-    ({"precision": "fp8"}, "precision 'fp8'"), ({"dp": 4, "zero": 3, "shard_group": 3}, "shard_group=3 does not divide"),
+    ({"precision": "fp8"}, "precision 'fp8': no CPU"), ({"precision": "mxfp8"}, "precision 'mxfp8' is not known"),
+    ({"dp": 4, "zero": 3, "shard_group": 3}, "shard_group=3 does not divide"),
     ({"tp": 2, "sequence_parallel": False}, "sequence parallelism only"),
     ({"recompute": "full", "recompute_share": 0.5}, "recompute_share=0.5"),
     ({"pp": 5}, "pp=5 x 1 chunks = 5 stages: stage 3 gets none"), ({"tp": 4}, "2 key-value heads"),
@@ -184,6 +185,11 @@ def test_refusals_of_model_and_device() -> None:
     assert "unlike attention" in str(refusal(STRATEGY, replace(SPEC, kinds=(SPEC.kinds[0], replace(
         SPEC.kinds[0], name="other", mixer=replace(SPEC.kinds[0].mixer, num_kv_heads=4))), pattern=(0, 1)), "cpu"))
     assert "in fp32" in str(refusal(replace(STRATEGY, cp=2), SPEC, "cuda"))
+    fp8 = replace(STRATEGY, precision="fp8")
+    assert refusal(fp8, SPEC, "cuda") is None
+    assert "cut over tp=2" in str(refusal(replace(fp8, tp=2), SPEC, "cuda"))
+    assert "experts are bf16 only" in str(refusal(fp8, EXPERTS, "cuda"))
+    assert "has 24" in str(refusal(replace(fp8, seq_len=12), SPEC, "cuda"))
     assert refusal(replace(STRATEGY, cp=2, context="ulysses"), SPEC, "cuda") is None
     assert "device" in str(refusal(STRATEGY, SPEC, "tpu"))
 
