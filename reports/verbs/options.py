@@ -31,7 +31,8 @@ Model = Annotated[str, typer.Argument(
     help="Catalogue name, a Hugging Face config.json, or a YAML with its keys.", autocompletion=names_of("models"),
 )]
 ClusterArg = Annotated[str, typer.Argument(
-    help="Catalogue name and nodes ('dgx-h100:16'), a YAML, or 'local[:ranks]'.", autocompletion=names_of("clusters"),
+    help="Catalogue name and nodes ('dgx-h100:16'), several as a pool ('dgx-a100:8+dgx-h100:8'), a YAML, or 'local[:ranks]'.",
+    autocompletion=names_of("clusters"),
 )]
 PlanArg = Annotated[Path, typer.Argument(help="A plan file, as `headway plan` writes it.")]
 Tokens = Annotated[str, typer.Option(help="Token budget of the run, like 15T.")]

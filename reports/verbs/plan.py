@@ -63,7 +63,8 @@ def plan(
     about: QuestionOptions,
     tokens: Tokens,
     cluster: Annotated[str | None, typer.Argument(
-        help="Catalogue name and nodes ('dgx-h100:16'), a YAML, or 'local[:ranks]'. [--clusters]", show_default=False,
+        help="Catalogue name and nodes ('dgx-h100:16'), several as a pool ('dgx-a100:8+dgx-h100:8'), a YAML, or "
+        "'local[:ranks]'. [--clusters]", show_default=False,
         autocompletion=names_of("clusters"),
     )] = None,
     clusters: Annotated[str | None, typer.Option(help="Machines to compare, like dgx-h100:16,p5:8.")] = None,
