@@ -252,6 +252,16 @@ class Unfolded:
         return ends
 
 
+@pytest.mark.parametrize("order", ["dp-tp-cp-pp", "cp-tp-dp-pp", "tp-dp-cp-pp", "pp-dp-tp-cp", "tp-cp-pp-dp"])
+def test_axes_may_lie_in_any_order(order: str) -> None:
+    """Every rank is on its stage's routes, and what meets costs time, wherever dp and cp lie."""
+    for tp, pp, zero in ((1, 1, 1), (2, 2, 3), (1, 4, 1)):
+        strategy = strategy_of(zero, pp, tp, "1F1B", 4, "none", cp=2, context="all_gather", order=order)
+        workload = build_workload(cut(MODEL, 8), strategy)
+        steps = [replay(workload, COST, shares=shares).step_time_s for shares in (False, True)]
+        assert 0.999 * steps[0] < steps[1] < 1.3 * steps[0]
+
+
 def cut(model: ModelSpec, num_layers: int) -> ModelSpec:
     return replace(model, pattern=model.pattern[-num_layers:])
 
