@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from statistics import fmean, median
 
-from executor.pulse import Told
+from executor.told import Told
 from profiles.model import ModelSpec
 from profiles.units import show
 from simulator.layout import coordinates

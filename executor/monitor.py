@@ -14,8 +14,8 @@ from typing import Any
 
 from executor.drift import drift
 from executor.journal import Line
-from executor.pulse import Told
 from executor.run import Job
+from executor.told import Told
 from profiles.files import BadInput, write_text
 from profiles.units import show
 from simulator.metrics import step_flop

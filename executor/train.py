@@ -29,9 +29,10 @@ from executor.manifest import check_same_training
 from executor.monitor import Monitor
 from executor.parallel import Parallel, parallelise
 from executor.pipeline import build_pipeline, run_step
-from executor.pulse import Pulse, Told
+from executor.pulse import Pulse
 from executor.record import Recorder
 from executor.run import DATA, Job, Run, job_from_dict, write_run
+from executor.told import Told
 from executor.vitals import Vitals
 from executor.weights import reader, write_weights
 from profiles.files import read_mapping

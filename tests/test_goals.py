@@ -187,7 +187,7 @@ def test_a_count_at_which_nothing_divides_says_so(swept: tuple[Sized, ...]) -> N
 
 
 def test_a_count_at_which_nothing_fits_says_by_how_much() -> None:
-    found = searched(on_count(question(model="llama-3.1-70b"), 8), None, small)
+    found = searched(on_count(question(model="llama-3.1-405b"), 8), None, small)
     assert found.prediction is None
     assert found.reason.startswith("does not fit: needs ") and "79.6 GiB usable on H100-SXM5-80GB" in found.reason
 

@@ -19,8 +19,8 @@ from executor.drift import drift
 from executor.goodput import goodput
 from executor.launch import check_launch
 from executor.monitor import Monitor, interval_text
-from executor.pulse import Told
 from executor.run import Expected, Job
+from executor.told import Told
 from profiles.files import BadInput
 
 TWO = replace(STRATEGY, dp=2, num_microbatches=1)
