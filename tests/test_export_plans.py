@@ -21,6 +21,7 @@ FRAMEWORKS = ("torchtitan", "megatron", "deepspeed", "accelerate")
 PIPE: dict[str, Any] = {"dp": 8, "pp": 2, "zero": 0, "num_microbatches": 8}
 SHARDED: dict[str, Any] = {"dp": 16, "zero": 3, "num_microbatches": 2}
 MOE: dict[str, Any] = {"model": "qwen3-30b-a3b", "dp": 8, "tp": 2, "zero": 3, "num_microbatches": 2}
+OFFLOADS = with_software(offloads="states,optimizer", offloads_with="states")
 CASES: dict[str, list[dict[str, Any]]] = {
     "dp": [SHARDED, SHARDED | {"dp": 8, "num_microbatches": 4}],
     "tp": [SHARDED, SHARDED | {"dp": 8, "tp": 2, "sequence_parallel": False}],
@@ -34,6 +35,10 @@ CASES: dict[str, list[dict[str, Any]]] = {
     "sequence_parallel": [SHARDED | {"dp": 8, "tp": 2, "sequence_parallel": s} for s in (True, False)],
     "recompute": [SHARDED | {"recompute": r} for r in ("none", "selective", "full")],
     "recompute_share": [SHARDED | {"recompute": r, "recompute_share": v} for r in ("selective", "full") for v in (1.0, 0.5)],
+    "offload": [SHARDED | {"zero": level, "offload": o, "software": OFFLOADS} for level in (1, 3) for o in (
+        "none", "optimizer", "states")],
+    "offload_share": [SHARDED | {"zero": level, "offload": "optimizer", "offload_share": v, "software": OFFLOADS}
+                      for level in (1, 3) for v in (1.0, 0.5)],
     "precision": [SHARDED | {"cluster": "dgx-b200", "precision": p} for p in PRECISIONS],
     "context": [SHARDED | {"dp": 8, "cp": 2, "context": c} for c in CONTEXT],
     "order": [PIPE | {"order": o} for o in ("", "tp-cp-pp-dp")],
