@@ -91,6 +91,7 @@ def test_another_model_and_cluster_and_a_mistake(page: Any) -> None:
         page.fill("#gpus", "0")
     page.wait_for_function("() => document.querySelector('#wrong').textContent.includes('gpus:')")
     assert page.get_attribute("#gpus", "aria-invalid") == "true" and page.inner_text("#verdict") == kept
+    assert page.inner_text("#short") == page.inner_text("#wrong")
     after(page, lambda: page.fill("#gpus", "8"))
     assert page.inner_text("#wrong") == "" and page.get_attribute("#gpus", "aria-invalid") == "false"
 

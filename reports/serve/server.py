@@ -29,6 +29,8 @@ from reports.serve.page import page_files
 from reports.serve.state import State
 from reports.serve.worker import Busy, Stopped
 
+__all__ = ["LOOPBACK", "application", "serve", "server_of"]
+
 T = TypeVar("T")
 
 

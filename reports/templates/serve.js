@@ -71,6 +71,7 @@ function say(error) {
   if (error) busy(false);
   const line = !error ? "" : error instanceof Wrong ? error.message : "The server does not answer: is `headway serve` still running?";
   at("wrong").textContent = line;
+  if (line) at("short").textContent = line;
   for (const name of FIELDS) at(name).setAttribute("aria-invalid", String(line.includes(name + ":")));
 }
 

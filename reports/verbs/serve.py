@@ -13,7 +13,6 @@ from reports.console import console, status
 from reports.verbs.style import Json, examples, print_json, verb_app
 
 app = verb_app()
-LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
 
 @app.command(epilog=examples("serve", "serve --port 0", "serve --host 0.0.0.0 --allow-host planner.example.org"))
@@ -39,10 +38,10 @@ def serve(
         sys.stdout.flush()
     else:
         console.print(f"{url} (Ctrl-C ends it)", soft_wrap=True, highlight=False)
-    is_open = host not in LOOPBACK
+    is_open = host not in server.LOOPBACK
     if is_open:
         status.print("headway: whoever reaches this address can ask here: there is no password", soft_wrap=True)
-    server.serve(sock, server.application((*LOOPBACK, host, *(allow_host or ())), any_address=is_open))
+    server.serve(sock, server.application((*server.LOOPBACK, host, *(allow_host or ())), any_address=is_open))
 
 
 def _bound(host: str, port: int) -> socket.socket:
