@@ -16,7 +16,7 @@ from planner.plan import read_plan
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 pytestmark = [pytest.mark.browser, pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine")]
-WAIT_MS = 60_000
+WAIT_MS = 180_000
 
 
 @pytest.fixture(scope="module")
@@ -122,13 +122,13 @@ def test_the_newest_answer_wins(page: Any) -> None:
 
 def test_the_plan_comes_down(page: Any, tmp_path: Path) -> None:
     after(page, lambda: page.select_option("#model", "gpt2"))
-    after(page, lambda: page.fill("#gpus", "2"))
+    after(page, lambda: page.fill("#gpus", "1"))
     after(page, lambda: page.fill("#tokens", "1B"))
     with page.expect_download() as coming:
         page.click("#download")
     assert coming.value.suggested_filename == "plan.yaml"
     coming.value.save_as(tmp_path / "plan.yaml")
-    assert read_plan(tmp_path / "plan.yaml").question.cluster.num_gpus == 2
+    assert read_plan(tmp_path / "plan.yaml").question.cluster.num_gpus == 1
     assert "gpt2" in page.inner_text("#command") and page.locator("#files a").count() == 1
 
 
