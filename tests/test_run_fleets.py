@@ -137,7 +137,7 @@ def test_mistakes_in_a_fleet_are_one_line_that_names_the_field(
 
 
 def test_an_unknown_fleet_lists_the_known_ones() -> None:
-    with pytest.raises(BadInput, match=r"fleet: 'ours' is neither in the catalogue \(ant, .*skt-b200\) nor a YAML file"):
+    with pytest.raises(BadInput, match=r"fleet: 'ours' is neither in the catalogue nor a YAML file; .*ant.*skt-b200"):
         load_fleet("ours")
     with pytest.raises(BadInput, match="no such file"):
         load_fleet("ours.yaml")
