@@ -28,7 +28,7 @@ def test_yes_and_no(run) -> None:  # type: ignore[no-untyped-def]
     yes, no = run("fit", *FITS), run("fit", *SHORT)
     assert (yes.code, no.code) == (0, 1)
     assert "fits, with" in yes.out and "longest sequence: " in yes.out and "would make it fit" not in yes.out
-    for words in ("DOES NOT FIT: short by", "ZeRO 0 -> 3", "would make it fit", "at least 16 accelerators", "optimizer"):
+    for words in ("DOES NOT FIT: short by", "ZeRO 0 -> 3", "would make it fit", "at least 2 accelerators", "optimizer"):
         assert words in no.out, no.out
 
 
@@ -42,7 +42,9 @@ def test_json_has_the_keys_of_estimate_and_its_own(run) -> None:  # type: ignore
     assert found["changes"][0].keys() >= {
         "title", "strategy", "num_gpus", "peak_memory_bytes", "step_time_s", "tokens_per_s", "tokens_per_s_change",
         "tokens_per_s_per_gpu_change"}
-    assert found["fewest_gpus"]["num_gpus"] == 16 and found["source"] is None
+    # two hold the weights, the host the optimizer's states
+    fewest = found["fewest_gpus"]
+    assert fewest["num_gpus"] == 2 and fewest["strategy"]["offload"] != "none" and found["source"] is None
     assert {"largest_micro_batch", "largest_dividing_micro_batch", "largest_seq_len"} <= found.keys()
 
 

@@ -10,9 +10,10 @@ from pathlib import Path
 
 import pytest
 
-import headway
+import profiles
 
-ROOT = Path(headway.__file__).resolve().parent
+# not the command line's: an editable installation has a copy of it
+ROOT = Path(profiles.__file__).resolve().parent.parent
 ROOMS = ("profiles", "simulator", "planner", "executor", "reports")
 MAY_IMPORT_TORCH = ("executor/", "profiles/kernels.py", "profiles/measure/")
 
@@ -31,7 +32,9 @@ def imports(path: Path) -> set[str]:
 @pytest.mark.parametrize("room", ROOMS)
 def test_imports_only_point_up_the_table(room: str) -> None:
     below = {*ROOMS[ROOMS.index(room) + 1 :], "headway"}
-    for path in (ROOT / room).rglob("*.py"):
+    found = list((ROOT / room).rglob("*.py"))
+    assert found, ROOT
+    for path in found:
         assert not imports(path) & below, f"{path} imports a room below its own"
 
 

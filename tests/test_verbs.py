@@ -15,11 +15,12 @@ from command_line import mistake
 from typer.testing import CliRunner
 
 import headway
+import profiles
 from profiles.files import BadInput, catalog_mapping, catalog_names
 from reports.verbs import VERBS
 from reports.verbs.style import names_of
 
-ROOT = Path(headway.__file__).resolve().parent
+ROOT = Path(profiles.__file__).resolve().parent.parent
 HEAVY = ("torch", "matplotlib", "pandas", "scipy", "simpy")
 
 
