@@ -97,3 +97,15 @@ def test_verbs_unfold_options_that_they_share() -> None:
     shared = set(options.StrategyOptions.__dataclass_fields__) | set(options.QuestionOptions.__dataclass_fields__)
     for verb in ("estimate", "fit"):
         assert shared <= {p.name for p in headway.command(verb).params}, verb
+
+
+def test_a_plan_that_the_own_engine_cannot_run_says_so(run) -> None:  # type: ignore[no-untyped-def]
+    """DeepSeek's attention is planned, and not built; another framework's plan is not the engine's matter."""
+    values = ("pp=8", "ep=8", "cp=1", "tp=1", "recompute=full", "micro_batch=1", "order=tp-cp-dp-pp", "schedule=1F1B",
+              "offload=none")
+    asked = ["plan", "deepseek-v2", "dgx-h100:16", "--tokens", "1T", "--json"]
+    asked += [word for value in values for word in ("--search", value)]
+    own, theirs = run(*asked), run(*asked, "--software", "megatron-lm-2025")
+    assert own.code == theirs.code == 0
+    assert "warning: `headway run` cannot run this plan: " in own.err and "--runnable" in own.err
+    assert "cannot run" not in theirs.err

@@ -9,7 +9,7 @@ from typing import Annotated, NoReturn
 import typer
 
 from executor.engine import refusal
-from planner.plan import plan_from_search, write_plan
+from planner.plan import Plan, plan_from_search, write_plan
 from planner.pools import Alone, parts_alone, pool_as_dict
 from planner.predict import predict_replayed
 from planner.question import Question
@@ -27,6 +27,7 @@ from reports.plan_tables import plan_json, prediction_table, print_assumptions, 
 from reports.pool_tables import pool_tables
 from reports.verbs.options import Model, QuestionOptions, Tokens, unfolded
 from reports.verbs.style import Json, examples, names_of, print_json, verb_app
+from simulator.software import TORCH
 
 app = verb_app()
 
@@ -117,6 +118,7 @@ def plan(
     pool = pool_as_dict(found.question, found.best, alone) if question.cluster.parts else {}
     if as_json:
         print_json(plan_json(plan_, found) | {"bill": paid.as_dict()} | ({"pool": pool} if pool else {}))
+        _warn_of_refusal(plan_)
         return
     console.print(prediction_table(plan_.prediction, plan_.strategy, title_of(question)))
     if pool:
@@ -126,6 +128,7 @@ def plan(
     console.print(rejected_table(found))
     print_assumptions(question, paid.assumptions)
     console.print(f"{out} and {out.with_suffix('.html')}", soft_wrap=True)
+    _warn_of_refusal(plan_)
 
 
 def _plan_for_goal(options: GoalOptions, asked: Asked, out: Path, as_json: bool) -> NoReturn:
@@ -146,4 +149,15 @@ def _plan_for_goal(options: GoalOptions, asked: Asked, out: Path, as_json: bool)
         console.print(", ".join(map(str, written)), soft_wrap=True)
     if reason := answer.considered.binding or ("" if answer.plan else "nothing fits on any of these"):
         status.print(f"headway: {reason}", soft_wrap=True)
+    if answer.plan is not None:
+        _warn_of_refusal(answer.plan)
     raise typer.Exit(exit_status(answer))
+
+
+def _warn_of_refusal(plan: Plan) -> None:
+    """Say why Headway's own engine cannot run a plan that is made for it."""
+    strategy, question = plan.strategy, plan.question
+    why = refusal(strategy, question.model, question.cluster.accelerator.device)
+    if why is not None and strategy.software.name == TORCH.name:
+        status.print(f"headway: warning: `headway run` cannot run this plan: {why}; --runnable searches what it can, "
+                     "--software names what else trains", soft_wrap=True, highlight=False, markup=False)
