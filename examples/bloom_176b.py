@@ -22,12 +22,12 @@ def main() -> None:
     plan = plan_from_prediction(question, run, None)
     whole = simulate_plan(plan, plan.prediction, RunOptions(fleet="bloom-176b", runs=20, spares=1, storage="40GB/s"))
     hours = run.days * 24 * question.cluster.num_gpus / whole.runs.goodput
-    kwh = accelerator_kwh(HOURS, 400.0)
+    kwh = accelerator_kwh(hours, 400.0)
     log = "bigscience-workshop/bigscience train/tr11-176B-ml"
     table("BLOOM-176B, 384 A100-80GB: dp=8 tp=4 pp=12, ZeRO-1, full recomputation, micro-batch 2", [
         ("step, s", 104.7, run.step_time_s, f"{log} (main log)"),
         ("thousand A100-hours of 366 G tokens", HOURS / 1e3, hours / 1e3, "arXiv 2211.02001, its tests and pauses in it"),
-        ("energy of the published hours, MWh", 433.196, kwh / 1e3, "arXiv 2211.02001, table 3: hours at 400 W"),
+        ("energy of the accelerators, MWh", 433.196, kwh / 1e3, "arXiv 2211.02001, table 3: its hours at 400 W"),
         ("carbon of that energy, t CO2e", 24.69, carbon_t(kwh, carbon_kg_per_kwh("jean-zay").value),
          "arXiv 2211.02001, table 3"),
     ])

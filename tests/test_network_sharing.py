@@ -123,13 +123,17 @@ def simulated(routes: Routes, arrivals: list[Arrival]) -> tuple[list[float], int
     return ends, steps - 3 * len(arrivals)
 
 
-def by_hand(network: tuple[list[float], list[dict[int, float]], list[float]], arrivals: list[Arrival]) -> list[float]:
-    """Return finish times in exact numbers: from change to change, all rates anew."""
+def by_hand(
+    network: tuple[list[float], list[dict[int, float]], list[float]], arrivals: list[Arrival], in_lanes: bool = False
+) -> list[float]:
+    """Return finish times in exact numbers: from change to change, all rates anew; in lanes the first that is there goes."""
     capacity, uses, limit = network
     left = {i: Fraction(amount) for i, (_, _, amount) in enumerate(arrivals)}
     ends, now = [0.0] * len(arrivals), Fraction(0)
     while left:
-        here = [i for i in left if arrivals[i][0] <= now]
+        here = sorted((i for i in left if arrivals[i][0] <= now), key=lambda i: (arrivals[i][0], i))
+        if in_lanes:
+            here = list({arrivals[i][1]: i for i in reversed(here)}.values())
         rates = filled(capacity, [uses[arrivals[i][1]] for i in here], [limit[arrivals[i][1]] for i in here], [1] * len(here))
         changes = [left[i] / r for i, r in zip(here, rates, strict=True)]
         changes += [Fraction(arrivals[i][0]) - now for i in left if arrivals[i][0] > now]

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Generator
-from fractions import Fraction
 from typing import Any
 
 import pytest
 import simpy
 from hypothesis import given
 from hypothesis import strategies as st
-from test_network_sharing import filled, networks, routes_of
+from test_network_sharing import by_hand, networks, routes_of
 
 from simulator.networks import Routes, Wires, through
 
@@ -42,30 +41,6 @@ def everyone(num: int) -> list[list[int]]:
     return [[other for other in range(num) if other != lane] for lane in range(num)]
 
 
-def in_turn(network: tuple[list[float], list[dict[int, float]], list[float]], arrivals: list[Arrival]) -> list[float]:
-    """Return finish times in exact numbers: of each lane the first that is there goes, at a rate found anew at each change."""
-    capacity, uses, limit = network
-    left = {i: Fraction(seconds) for i, (_, _, seconds) in enumerate(arrivals)}
-    order = sorted(left, key=lambda i: (arrivals[i][0], i))
-    ends, now = [0.0] * len(arrivals), Fraction(0)
-    while left:
-        heads: dict[int, int] = {}
-        for i in (i for i in order if i in left and arrivals[i][0] <= now):
-            heads.setdefault(arrivals[i][1], i)
-        here = list(heads.values())
-        rates = filled(capacity, [uses[arrivals[i][1]] for i in here], [limit[arrivals[i][1]] for i in here], [1] * len(here))
-        changes = [left[i] / r for i, r in zip(here, rates, strict=True)]
-        changes += [Fraction(arrivals[i][0]) - now for i in left if arrivals[i][0] > now]
-        step = min(changes)
-        now += step
-        for i, r in zip(here, rates, strict=True):
-            left[i] -= r * step
-            if left[i] == 0:
-                ends[i] = float(now)
-                del left[i]
-    return ends
-
-
 @given(networks(), st.data())
 def test_lanes_are_those_of_reckoning_from_change_to_change(
     network: tuple[list[float], list[dict[int, float]], list[float]], data: st.DataObject
@@ -78,7 +53,7 @@ def test_lanes_are_those_of_reckoning_from_change_to_change(
     arrival = st.tuples(times, st.integers(0, len(uses) - 1), st.sampled_from([0.125, 0.5, 1.0, 2.0, 5.0]))
     arrivals = data.draw(st.lists(arrival, min_size=1, max_size=8))
     spans, _ = ends_of(routes_of(*network), everyone(len(uses)), arrivals)
-    assert [end for _, end in spans] == pytest.approx(in_turn(network, arrivals), rel=1e-12)
+    assert [end for _, end in spans] == pytest.approx(by_hand(network, arrivals, in_lanes=True), rel=1e-12)
 
 
 @pytest.mark.parametrize(("arrivals", "spans"), [
