@@ -269,14 +269,23 @@ def _hand_on(lines: queue.Queue[str], log: Any, on_progress: OnLine | None, say:
             line = lines.get(timeout=max(0.0, until_s - time.monotonic())) if wait else lines.get_nowait()
         except queue.Empty:
             return
-        if not line.startswith("{"):
+        if (told := _told(line)) is None:
             log.write(line)
-        elif "event" in (told := json.loads(line)):
+        elif "event" in told:
             say(told)
         elif on_progress is not None:
             on_progress(told)
         if wait and time.monotonic() >= until_s:
             return
+
+
+def _told(line: str) -> dict[str, Any] | None:
+    """Return what a worker tells in a line; None if it is anybody else's print."""
+    try:
+        told = json.loads(line)
+    except json.JSONDecodeError:
+        return None
+    return told if isinstance(told, dict) and ("event" in told or "step" in told) else None
 
 
 def stop(process: subprocess.Popen[str]) -> None:

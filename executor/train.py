@@ -209,7 +209,9 @@ def step_line(step: int, everyone: list[Told]) -> dict[str, Any]:
 def tell(line: dict[str, Any]) -> None:
     """Print a line for the launcher; where it is gone, nobody listens any more."""
     try:
-        print(json.dumps(line), flush=True)
+        # in one write: the thread that writes checkpoints tells of them at the same time
+        sys.stdout.write(json.dumps(line) + "\n")
+        sys.stdout.flush()
     except BrokenPipeError:
         sys.stdout = open(os.devnull, "w")  # noqa: SIM115
 

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
+import queue
 import re
 import signal
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,10 +22,11 @@ from test_executor_run import SPEC, STRATEGY, _processes_of
 
 from executor.goodput import goodput
 from executor.journal import note, read_journal, sample_faults, trained_steps
-from executor.launch import launch
+from executor.launch import _hand_on, launch
 from executor.manifest import checkpoints, read_manifest
 from executor.run import Job, Run, job_as_dict
 from executor.supervise import Failure, Survival, Watch, cause, launcher_lock
+from executor.train import tell
 from executor.vitals import FOLDER, launcher_lives
 from profiles.files import BadInput
 
@@ -284,3 +288,27 @@ def test_journals(tmp_path: Path) -> None:
     assert sample_faults(read_journal(tmp_path), 4, 4)[0] == "step 3 has samples from 16 on, and 12 was next"
     step(3, 11)
     assert sample_faults(read_journal(tmp_path), 4, 4)[0] == "step 3 has samples from 11 on, and 12 was next"
+
+
+def test_threads_that_tell_at_the_same_time_each_print_whole_lines(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The thread that writes checkpoints tells of them while the training thread tells of steps."""
+    class Pipe(io.StringIO):
+        def write(self, text: str) -> int:
+            time.sleep(0.001)  # the other thread's turn
+            return super().write(text)
+
+    monkeypatch.setattr(sys, "stdout", pipe := Pipe())
+    with ThreadPoolExecutor(2) as threads:
+        list(threads.map(lambda step: tell({"step": step}), range(40)))
+    assert sorted(json.loads(line)["step"] for line in pipe.getvalue().splitlines()) == list(range(40))
+
+
+def test_what_anybody_else_prints_goes_to_the_log() -> None:
+    """A model's own print may look like JSON, and must not end the run."""
+    prints = ["{'a': 1}\n", '{"a": 1}\n', "{\n", "[1]\n", '{"step": 1, "loss": 2.0}\n', '{"event": "left"}\n']
+    lines: queue.Queue[str] = queue.Queue()
+    for line in prints:
+        lines.put(line)
+    log, steps, events = io.StringIO(), [], []
+    _hand_on(lines, log, steps.append, events.append, wait=False)
+    assert (log.getvalue(), steps, events) == ("".join(prints[:4]), [{"step": 1, "loss": 2.0}], [{"event": "left"}])
