@@ -23,7 +23,7 @@ from profiles.cost import CostModel, cost_model
 from profiles.units import show
 from simulator.estimate import estimate_pipe
 from simulator.memory import lacking_bytes, mean_states, peak_memory
-from simulator.part_bytes import pieces_of
+from simulator.part_bytes import Pieces, pieces_of
 from simulator.pricing import Prices, price
 from simulator.replay import play
 from simulator.stages import StageSeconds
@@ -226,7 +226,10 @@ class _Tally:
         usable = question.cluster.accelerator.memory_bytes
         self.counts[MEMORY_RULE] += int(legal.sum())
         # what the fullest rank holds is no less than what all hold on the average
-        mean = np.broadcast_to(mean_states(question.model, pieces_of(workload), int(cells.pp)), (len(cells),))
+        held = pieces_of(workload)
+        # of schedules that split backward and of those that do not
+        pieces = {bool(np.any(cells.splits_backward)): held}
+        mean = np.broadcast_to(mean_states(question.model, held, int(cells.pp)), (len(cells),))
         light = mean <= mean_memory(question.cluster.accelerator)
         if not light.any():
             # one is kept to say why
@@ -234,7 +237,8 @@ class _Tally:
         if not light.all():
             some = np.flatnonzero(light)
             at, cells, legal, workload = at[some], cells.pick(some), legal[:, some], pick_workload(workload, some)
-        peaks = self._peaks(workload, pipes, legal)
+            pieces = {split: one.pick(some) for split, one in pieces.items()}
+        peaks = self._peaks(workload, pieces, pipes, legal)
         fits = legal & (peaks <= usable)
         found[:, at] = fits
         self.counts[MEMORY_RULE] -= int(fits.sum())
@@ -242,7 +246,8 @@ class _Tally:
         where = np.flatnonzero(fits.any(axis=0))
         if not len(where):
             return found
-        workload, fits, peaks = pick_workload(workload, where), fits[:, where], peaks[:, where]
+        if len(where) < len(cells):
+            workload, fits, peaks = pick_workload(workload, where), fits[:, where], peaks[:, where]
         for choice, seconds in _estimates(workload, self.cost, pipes, fits):
             self._keep(question, workload.strategy, pipes[choice], seconds, peaks[choice])
         return found
@@ -270,16 +275,24 @@ class _Tally:
                     self._reject(ENGINE_RULE, one, reason)
         return legal
 
-    def _peaks(self, workload: Workload, pipes: tuple[PipeChoice, ...], legal: NDArray[np.bool_]) -> NDArray[np.float64]:
+    def _peaks(
+        self, workload: Workload, pieces: dict[bool, Pieces], pipes: tuple[PipeChoice, ...], legal: NDArray[np.bool_]
+    ) -> NDArray[np.float64]:
         """Return the peak bytes of cells with each pipe, infinite where they are not legal: of those that do not fit what their
         first rank that does not holds; of a pool as if all ranks had its smallest memory, and what they lack or have left."""
         accelerator = self.cost.cluster.accelerator
         peaks = np.full(legal.shape, np.inf)
         for row, pipe, where in zip(peaks, pipes, legal, strict=True):
-            if where.any():
-                some = workload if where.all() else pick_workload(workload, np.flatnonzero(where))
-                piped = replace(some, strategy=_with(some.strategy, pipe))
-                row[where] = accelerator.memory_bytes + lacking_bytes(piped, accelerator)
+            if not where.any():
+                continue
+            piped = _with(workload.strategy, pipe)
+            split = bool(np.any(piped.splits_backward))
+            if split not in pieces:
+                pieces[split] = pieces_of(replace(workload, strategy=piped))
+            held = pieces[split]
+            if not where.all():
+                piped, held = piped.pick(some := np.flatnonzero(where)), held.pick(some)
+            row[where] = accelerator.memory_bytes + lacking_bytes(workload.model, piped, held, accelerator)
         return peaks
 
     def _count(self, rule: Rule, question: Question, batch: Strategy, where: NDArray[np.int64]) -> None:

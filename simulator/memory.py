@@ -22,7 +22,7 @@ from profiles.ops import Num
 from simulator.layout import devices, stage_parts
 from simulator.part_bytes import LOSS_PARTS, PartBytes, Pieces, pieces_of
 from simulator.schedules import SCHEDULES, Table, homes, stage_rank
-from simulator.schedules.moments import Kinds, Moments, covers, moments_of_ranks, rank_moments, row_moments
+from simulator.schedules.moments import Kinds, Moments, covers, enough, moments_of_ranks, rank_moments, row_moments
 from simulator.software import Software
 from simulator.states import ROOTS
 from simulator.strategy import Pipe, Strategy, by_pipe
@@ -68,17 +68,17 @@ def peak_memory(workload: Workload, accelerator: Accelerator) -> Memory:
     return Memory(peak_bytes=sum(held.values()), usable_bytes=usable, parts_bytes=held)
 
 
-def lacking_bytes(workload: Workload, accelerator: Accelerator) -> NDArray[np.float64]:
+def lacking_bytes(model: ModelSpec, strategy: Strategy, whole: Pieces, accelerator: Accelerator) -> NDArray[np.float64]:
     """Return what the fullest rank of each strategy holds beyond its memory where all fit, which is then no more than 0; else
     what the first that does not fit lacks, which is no more than the fullest does.
 
-    Ranks that are left are priced only where those before fit.
+    Ranks that are left are priced only where those before fit. `whole` are the strategies' `pieces_of`, which are the same
+    under all pipes that split backward, and under all that do not.
     """
-    strategy, whole = workload.strategy, pieces_of(workload)
     found = np.full(len(strategy), -np.inf)
     for pipe, left in _blocks(strategy):
         pieces = whole if len(left) == len(strategy) else whole.pick(left)
-        for i, own, kind in _distinct_ranks(workload.model, pieces, accelerator, pipe):
+        for i, own, kind in _distinct_ranks(model, pieces, accelerator, pipe):
             held = _rank_peak(pieces, own, _moments_of_pipe(pipe, i, own, pieces), strategy.software, kind)
             lacks = np.broadcast_to(sum(held.values()) - kind.memory_bytes, left.shape)
             found[left] = np.maximum(found[left], lacks)
@@ -117,7 +117,7 @@ def _distinct_ranks(
     ranks, kinds = _ranks_of_pipe(model, pipe), devices(accelerator, pipe.pp)
     alike = tuple((tuple(kind.name for kind in kinds[i]), *((tuple(stage.parts), *stage[2:]) for stage in own))
                   for i, own in enumerate(ranks))
-    sizes = tuple(np.unique(pieces.num_microbatches).tolist())
+    sizes = tuple(np.unique(enough(pipe.schedule, pipe.pp, pieces.num_microbatches)).tolist())
     for i in _fullest(pipe.schedule, sizes, alike, tuple(kinds_of(own) for own in ranks)):
         yield from ((i, ranks[i], kind) for kind in kinds[i])
 

@@ -20,6 +20,7 @@ from profiles.families import load_model
 from profiles.files import BadInput
 from profiles.hardware import load_cluster, with_num_gpus
 from simulator.memory import lacking_bytes, peak_memory
+from simulator.part_bytes import pieces_of
 from simulator.software import Software, load_software
 from simulator.strategy import Strategy
 from simulator.workload import build_workload
@@ -110,7 +111,8 @@ def test_what_is_lacking_is_that_of_the_fullest_rank(memory: float, how: tuple[s
         legal = np.flatnonzero(first_broken(batch, question) < 0)
         if len(legal):
             workload = build_workload(MODEL, batch.pick(legal))
-            lacks, whole = lacking_bytes(workload, kind), peak_memory(workload, kind).peak_bytes - kind.memory_bytes
+            lacks = lacking_bytes(MODEL, workload.strategy, pieces_of(workload), kind)
+            whole = peak_memory(workload, kind).peak_bytes - kind.memory_bytes
             fits = whole <= 0
             assert (lacks[fits] == whole[fits]).all()
             assert (lacks[~fits] > 0).all() and (lacks[~fits] <= whole[~fits]).all()

@@ -44,7 +44,7 @@ def rank_moments(name: str, rank: int, p: int, m: Num, kinds: Kinds) -> Moments:
 
     Left out are those at which it holds no more than at others, whatever a micro-batch and gradients take.
     """
-    sizes, where = np.unique(_enough(name, p, m, len(kinds)), return_inverse=True)
+    sizes, where = np.unique(enough(name, p, m), return_inverse=True)
     if name in STATED:
         starts = [(kind, "B", first) for kind in kinds for first in (True, False)]
         return Moments(starts, _stated(name, rank, p, sizes, len(kinds)) @ _one_of(kinds), where)
@@ -54,7 +54,7 @@ def rank_moments(name: str, rank: int, p: int, m: Num, kinds: Kinds) -> Moments:
 def moments_of_ranks(name: str, p: int, m: Num, kinds: Mapping[int, Kinds]) -> dict[int, Moments]:
     """Return the moments of some ranks of a schedule; each of its tables is made once for all of them."""
     if name not in STATED:
-        for size in np.unique(_enough(name, p, m, len(next(iter(kinds.values()))))).tolist():
+        for size in np.unique(enough(name, p, m)).tolist():
             for rank, own in kinds.items():
                 _tabled(name, rank, p, size, own)
     return {rank: rank_moments(name, rank, p, m, own) for rank, own in kinds.items()}
@@ -88,7 +88,7 @@ def _stated(name: str, rank: int, p: int, m: NDArray[np.int64], v: int) -> NDArr
     return held.reshape(len(m), 2 * v, 3, v)
 
 
-def _enough(name: str, p: int, m: Num, v: int) -> Num:
+def enough(name: str, p: int, m: Num) -> Num:
     """Return as many micro-batches as show all that a schedule does."""
     if name in ("Interleaved1F1B", "InterleavedZeroBubble"):
         return np.minimum(m, _ROUNDS * (m // rounds(p, m)))
