@@ -5,7 +5,6 @@ A designed list of small models and strategies goes through the same prediction 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -14,8 +13,6 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean, median
 from typing import Any
-
-from rich.table import Table
 
 from executor.launch import launch
 from executor.run import Job, Run
@@ -32,10 +29,9 @@ from profiles.measure.others import Load, Usage, descendants, load_between, quie
 from profiles.model import ModelSpec
 from profiles.tables import MeasuredTable, read_table, write_table
 from reports.accuracy import Accuracy, Outcome
-from reports.accuracy_page import rows_csv, write_accuracy_page
-from reports.compare import TERMS, per_cent, share, shown
-from reports.headline import LOCAL, Headline, headlines
-from reports.validate_command import accuracy_json
+from reports.headline import LOCAL
+from reports.local_report import LocalAccuracy, local_json, local_report, machine_of
+from reports.validate_command import write_accuracy
 from simulator.metrics import mfu
 from simulator.software import Software
 from simulator.strategy import Strategy
@@ -58,15 +54,6 @@ class Case:
     name: str
     model: ModelSpec
     strategy: Strategy
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class LocalAccuracy:
-    """The outcome of each case, the runs' folders aside, and what was said by others' use of the processor."""
-
-    accuracy: Accuracy
-    loads: tuple[Load, ...]
-    warnings: tuple[str, ...]
 
 
 def _model(millions: int, num_layers: int, hidden: int, ffn_hidden: int) -> ModelSpec:
@@ -148,8 +135,8 @@ def validate_local(
         if load.disturbed:
             warnings.append(f"{case.name}: others used {load.cores_of_others:.2f} cores while it ran")
     result = LocalAccuracy(accuracy=Accuracy(outcomes=tuple(outcomes), skipped=()), loads=tuple(loads),
-                           warnings=tuple(warnings))
-    _write(result, out)
+                           warnings=tuple(warnings), machine=machine_of(table))
+    write_accuracy(result.accuracy, local_report(result), local_json(result), out)
     return result
 
 
@@ -222,46 +209,3 @@ def outcome_of_case(
         peak_kind="resident", measured_peak_bytes=float(max(run.peak_memory_bytes)),
         peak_bytes=prediction.peak_memory_bytes, fits=prediction.fits, breakdown_s=prediction.breakdown_s,
     )
-
-
-def _write(result: LocalAccuracy, out: Path) -> None:
-    write_accuracy_page(result.accuracy, out / "accuracy.html", "runs on this machine")
-    files.write_text(out / "rows.csv", rows_csv(result.accuracy))
-    files.write_text(out / "accuracy.json", json.dumps(local_json(result), indent=1, allow_nan=False))
-
-
-def local_json(result: LocalAccuracy) -> dict[str, Any]:
-    """Return what `validate --local --json` prints: as `validate --json`, with who else used the processor."""
-    loads = [{"load_average": x.average, "cores_of_others": x.cores_of_others} for x in result.loads]
-    return accuracy_json(result.accuracy) | {"loads": loads, "warnings": list(result.warnings)}
-
-
-def local_tables(result: LocalAccuracy) -> list[Table]:
-    """Return what the terminal shows: every case, and the headline."""
-    return [_case_table(result), _headline_table([h for h in headlines(result.accuracy) if h.set == LOCAL])]
-
-
-def _case_table(result: LocalAccuracy) -> Table:
-    table = Table(title="Predicted against measured, on this machine", title_justify="left")
-    for name in ("case", "measured", "predicted", "error", "in P10..P90", "largest part", "peak measured", "peak predicted",
-                 "error", "load", "others"):
-        table.add_column(name, justify="left" if name in ("case", "largest part") else "right")
-    for o, load in zip(result.accuracy.outcomes, result.loads, strict=True):
-        others = "-" if load.cores_of_others is None else f"{load.cores_of_others:.2f}"
-        table.add_row(
-            o.id, shown(o.measured_s, "s"), shown(o.predicted_s, "s"), per_cent(o.error), "yes" if o.inside else "no",
-            f"{TERMS[o.dominant]} {share(o.dominant_share)}", shown(o.measured_peak_bytes, "bytes"),
-            shown(o.peak_bytes, "bytes"), per_cent(o.peak_error), f"{load.average:.2f}", others,
-        )
-    return table
-
-
-def _headline_table(found: Sequence[Headline]) -> Table:
-    table = Table(title="In short", title_justify="left")
-    for name in ("figure", "reached", "target", ""):
-        table.add_column(name, justify="left" if name in ("figure", "") else "right")
-    for h in found:
-        met = "" if h.met is None else "met" if h.met else "not met"
-        reached = per_cent(h.reached) if h.figure == "bias" else share(h.reached)
-        table.add_row(h.figure, reached, "-" if h.target is None else share(h.target), met)
-    return table

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,13 @@ from rich.table import Table
 from profiles import files
 from profiles.files import BadInput
 from reports.accuracy import Accuracy, Change, Laws, changes, fitted_laws, predict_rows
-from reports.accuracy_page import ratio, reasons, rows_csv, write_accuracy_page
+from reports.accuracy_page import accuracy_report, ratio, rows_csv, target, value
+from reports.accuracy_summary import reasons, summary_of, summary_text
 from reports.calibrated import fit_calibrations, without_its_source, write_calibrations
 from reports.compare import per_cent, share
 from reports.headline import Headline, headlines
+from reports.page import write_report
+from reports.page.values import Report
 from reports.rows import MEASURED, NEEDED, chosen, read_rows
 
 COLUMNS_HELP = (
@@ -43,10 +46,17 @@ def validate(
     accuracy = predict_rows(rows, laws=laws, loso=loso, on_progress=lambda share: tell(begin + (1 - begin) * share))
     if out is not None:
         title = path.name + "".join(f", {condition}" for condition in where)
-        write_accuracy_page(accuracy, out / "accuracy.html", title)
-        files.write_text(out / "rows.csv", rows_csv(accuracy))
-        files.write_text(out / "accuracy.json", json.dumps(accuracy_json(accuracy), indent=1, allow_nan=False))
+        write_accuracy(accuracy, accuracy_report(accuracy, title), accuracy_json(accuracy), out)
+        files.write_text(out / "summary.json", summary_text(summary_of(accuracy)))
     return accuracy
+
+
+def write_accuracy(accuracy: Accuracy, report: Report, data: Mapping[str, Any], out: Path) -> None:
+    """Write an accuracy into a folder: its report as a page and as Markdown, its rows, and all of it as JSON."""
+    for name in ("accuracy.html", "accuracy.md"):
+        write_report(report, out / name)
+    files.write_text(out / "rows.csv", rows_csv(accuracy))
+    files.write_text(out / "accuracy.json", json.dumps(data, indent=1, allow_nan=False))
 
 
 def calibrate_runs(
@@ -101,15 +111,9 @@ def _headline_table(found: Sequence[Headline]) -> Table:
     for h in found:
         new = h.set != last
         met = "" if h.met is None else "met" if h.met else "not met"
-        table.add_row(h.set if new else "", str(h.n) if new else "", h.figure, _figure(h, h.reached), _figure(h, h.target), met)
+        table.add_row(h.set if new else "", str(h.n) if new else "", h.figure, value(h, h.reached), target(h), met)
         last = h.set
     return table
-
-
-def _figure(headline: Headline, value: float | None) -> str:
-    if value is None or headline.figure.startswith("tau"):
-        return ratio(value)
-    return per_cent(value) if headline.figure == "bias" else share(value)
 
 
 def _group_table(accuracy: Accuracy) -> Table:
@@ -131,8 +135,8 @@ def _skipped_table(accuracy: Accuracy) -> Table:
     table.add_column("rows", justify="right")
     table.add_column("reason")
     table.add_column("the first")
-    for count, kind, first in reasons(accuracy.skipped):
-        table.add_row(str(count), kind, first.split(":")[0])
+    for left_out in reasons(accuracy.skipped):
+        table.add_row(str(left_out.rows), left_out.reason, left_out.first.split(":")[0])
     return table
 
 

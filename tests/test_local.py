@@ -28,7 +28,9 @@ from profiles.hardware import cluster_from_table
 from profiles.measure.others import MANY_CORES, Load, Usage, descendants, load_between, quieter, usage
 from profiles.optimizer import AdamW
 from profiles.tables import ENGINES, MeasuredTable, read_table, write_table
-from reports.local import MIN_STEPS, Case, LocalAccuracy, local_cases, local_json, local_tables, quiet_step, validate_local
+from reports.local import MIN_STEPS, Case, local_cases, quiet_step, validate_local
+from reports.local_report import LocalAccuracy, local_json, local_report, local_tables, machine_line, read_local
+from reports.page import markdown
 from simulator.estimate import estimate
 from simulator.software import Software
 from simulator.strategy import Strategy
@@ -289,7 +291,8 @@ def test_two_cases_are_profiled_predicted_and_run(ran: tuple[LocalAccuracy, Path
     assert alone.measured_s and split.measured_s and alone.predicted_s > 0 and split.predicted_s > 0
     assert alone.num_gpus == 1 and split.num_gpus == 2 and split.breakdown_s["exposed_tp"] > 0
     assert alone.measured_peak_bytes and alone.peak_kind == "resident"
-    for name in ("accuracy.html", "rows.csv", "accuracy.json", "profile.csv", "runs/01/run.json", "runs/02/run.json"):
+    for name in ("accuracy.html", "accuracy.md", "rows.csv", "accuracy.json", "profile.csv", "runs/01/run.json",
+                 "runs/02/run.json"):
         assert (out / name).exists()
     assert json.loads((out / "runs/02/run.json").read_text())["job"]["num_steps"] >= MIN_STEPS
     shares = [share for share, _ in told]
@@ -306,6 +309,22 @@ def test_the_table_says_what_was_reached(ran: tuple[LocalAccuracy, Path, list[tu
     worst = next(h for h in data["headline"] if h["set"] == "this machine" and h["figure"] == "worst")
     assert worst["reached"] == max(abs(o.error or 0.0) for o in result.accuracy.outcomes) and worst["target"] == 0.2
     assert len(data["loads"]) == 2
+
+
+@pytest.mark.distributed
+def test_the_record_of_the_runs_is_read_back_with_its_machine(ran: tuple[LocalAccuracy, Path, list[tuple[float, str]]]) -> None:
+    result, out, _ = ran
+    back = read_local(out / "accuracy.json")
+    assert local_json(back) == local_json(result)
+    page, line = (out / "accuracy.md").read_text(), machine_line(result.machine)
+    assert line in page and str(result.machine["date"]) in line and f"{result.machine['cores']} cores" in line
+    assert page == markdown(local_report(back))
+
+
+def test_a_record_of_other_runs_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "accuracy.json").write_text('{"rows": []}')
+    with pytest.raises(BadInput, match=r"accuracy.json: 'loads' is missing; give the accuracy.json that"):
+        read_local(tmp_path / "accuracy.json")
 
 
 @pytest.mark.distributed

@@ -20,9 +20,11 @@ from profiles.hardware import Cluster
 from profiles.model import Experts, LatentAttention, SelfAttention
 from reports import accuracy as accuracy_module
 from reports.accuracy import Accuracy, Outcome, changes, fitted_laws, group, groups_by, memory_group, outcome_of, predict_rows
-from reports.accuracy_page import render_accuracy_page, rows_csv
+from reports.accuracy_page import accuracy_report, rows_csv
+from reports.accuracy_summary import read_summary
 from reports.choice import kendall_tau, pooled_tau, sweeps_of
 from reports.headline import TARGETS, headlines
+from reports.page import html, markdown
 from reports.published import Skipped, as_question, measured_step_s, strategy_of
 from reports.published_machine import CLUSTERS, NAMED, cluster_of
 from reports.published_model import model_of
@@ -396,7 +398,7 @@ def test_laws_without_the_row_source_stand_beside_the_fitted_ones() -> None:
     [outcome] = found.outcomes
     assert outcome.loso_s is not None and outcome.loso_s != outcome.predicted_s
     assert found.groups[0].loso_mape == pytest.approx(abs(outcome.loso_s / 1.9 - 1))
-    assert "source left out" in render_accuracy_page(found, "x")
+    assert "source left out" in html(accuracy_report(found, "x")) and "source left out" in markdown(accuracy_report(found, "x"))
     assert predict_rows([row()]).outcomes[0].loso_s is None
 
 
@@ -418,6 +420,10 @@ def test_validate_writes_page_rows_and_json(tmp_path: Path) -> None:
     assert page.count("http://") == 2 * page.count("<svg"), "the page is self-contained: only the names of SVG"
     for text in ("Predicted against measured: runs.csv", "predicted over measured", "workload: dpo is not priced"):
         assert text in page
+    written = (tmp_path / "out" / "accuracy.md").read_text()
+    assert re.findall(r"^##+ (.*)$", written, re.MULTILINE) == re.findall(r"<h[23][^>]*>(.*?)</h[23]>", page)
+    assert all(number in page for number in re.findall(r"[-+]?\d+\.\d %", written)), "both say the same"
+    assert read_summary(tmp_path / "out" / "summary.json").num_timed == 2
     lines = list(csv.DictReader(io.StringIO((tmp_path / "out" / "rows.csv").read_text())))
     assert [r["id"] for r in lines] == ["a", "b", "d"]
     assert float(lines[0]["error"]) == pytest.approx(found.outcomes[0].error)
@@ -445,7 +451,7 @@ def test_a_file_of_left_out_rows_still_makes_a_page(tmp_path: Path) -> None:
 
 def test_the_page_is_the_same_for_the_same_rows() -> None:
     found = predict_rows([row()])
-    assert render_accuracy_page(found, "x") == render_accuracy_page(found, "x")
+    assert html(accuracy_report(found, "x")) == html(accuracy_report(found, "x"))
 
 
 def test_the_example_of_the_manual_is_predicted(tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""Made-up inputs that several tests need."""
+"""Made-up inputs and comparisons that several tests need."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from planner.shapes import kernels_of
 from profiles.families import load_model
@@ -31,3 +32,19 @@ def tiny_profile(path: Path, num_ranks: int = 2) -> Path:
             "memory_bytes_per_s": BANDWIDTH, "memory_bytes": 8e9, "framework_bytes": 3e8, "backend": "gloo",
             "environment": {"device": "imaginary"}}
     return write_table(table_from_rows(head, rows), path)
+
+
+def differences(recorded: Any, fresh: Any, tolerance: float = 2e-3, where: str = "") -> list[str]:
+    """Return where plain values differ, numbers that are not whole by more than a tolerance (relative; absolute below 1)."""
+    if isinstance(recorded, dict) and isinstance(fresh, dict):
+        one_sided = [f"{where}.{name}: on one side only" for name in recorded.keys() ^ fresh.keys()]
+        both = [name for name in recorded if name in fresh]
+        return one_sided + [d for name in both for d in differences(recorded[name], fresh[name], tolerance, f"{where}.{name}")]
+    if isinstance(recorded, list) and isinstance(fresh, list) and len(recorded) == len(fresh):
+        pairs = enumerate(zip(recorded, fresh, strict=True))
+        return [d for i, (a, b) in pairs for d in differences(a, b, tolerance, f"{where}.{i}")]
+    numbers = [x for x in (recorded, fresh) if isinstance(x, int | float) and not isinstance(x, bool)]
+    if len(numbers) == 2 and any(isinstance(x, float) for x in numbers):
+        near = abs(recorded - fresh) <= tolerance * max(1.0, abs(recorded))
+        return [] if near else [f"{where}: {recorded} and {fresh}"]
+    return [] if recorded == fresh else [f"{where}: {recorded!r} and {fresh!r}"]

@@ -90,3 +90,8 @@ class Report:
 
     verdict: Verdict
     sections: tuple[Section, ...]
+
+    @property
+    def is_zoomed(self) -> bool:
+        """Return whether a figure of it can be zoomed."""
+        return any(e.zoom for section in self.sections for e in section.exhibits)

@@ -9,7 +9,8 @@ import typer
 
 from profiles.files import BadInput
 from reports.console import console, progress, status
-from reports.local import local_json, local_tables, validate_local
+from reports.local import validate_local
+from reports.local_report import local_json, local_tables
 from reports.run_facts import compare_facts, facts_json, facts_table
 from reports.validate_command import COLUMNS_HELP, accuracy_json, accuracy_tables, calibrate_runs, read_before
 from reports.validate_command import validate as validate_runs
@@ -27,7 +28,8 @@ def validate(
     where: Annotated[list[str] | None, typer.Option(
         help="Only rows with column=glob or column>=number, like 'gpu=H100*'; may be repeated."
     )] = None,
-    out: Annotated[Path, typer.Option(help="The folder for the page and for every row.")] = Path("out/validate"),
+    out: Annotated[Path, typer.Option(help="The folder for the page, as HTML and Markdown, and for every row.")]
+    = Path("out/validate"),
     before: Annotated[Path | None, typer.Option(help="The accuracy.json of an earlier run, to show what changed.")] = None,
     leave_out: Annotated[bool, typer.Option(
         help="Predict each row also by numbers that were fitted without its source (refits; about a minute)."
@@ -73,7 +75,7 @@ def validate(
         return
     for table in accuracy_tables(accuracy, earlier):
         console.print(table)
-    console.print(f"{out / 'accuracy.html'} and {out / 'rows.csv'}", soft_wrap=True)
+    console.print(f"{out / 'accuracy.html'}, the same as accuracy.md, and {out / 'rows.csv'}", soft_wrap=True)
 
 
 def _validate_reliability(as_json: bool) -> NoReturn:
@@ -98,4 +100,4 @@ def _validate_local(out: Path, profile: Path | None, cases: int | None, others: 
         return
     for table in local_tables(result):
         console.print(table)
-    console.print(f"{out / 'accuracy.html'} and {out / 'rows.csv'}", soft_wrap=True)
+    console.print(f"{out / 'accuracy.html'}, the same as accuracy.md, and {out / 'rows.csv'}", soft_wrap=True)
