@@ -13,7 +13,14 @@ PIPE_WIDTH = 160
 """Columns where nobody's terminal says how many."""
 console = Console(width=None if sys.stdout.isatty() else PIPE_WIDTH)
 status = Console(stderr=True)
+SCREEN_WIDTH = 80
+"""Columns of a summary: those of the smallest common terminal."""
 Advance = Callable[[float], None]
+
+
+def screen_width() -> int:
+    """Return the columns of a summary: fewer where the terminal has fewer."""
+    return min(SCREEN_WIDTH, console.width)
 
 
 @contextmanager

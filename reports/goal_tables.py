@@ -25,16 +25,21 @@ WISHES = {
 }
 
 
-def goal_screen(answer: GoalAnswer, title: str) -> RenderableType:
-    """Return what the terminal shows: the answer, its plan, what was considered, every count, and what was assumed."""
+def goal_screen(answer: GoalAnswer, title: str, verbose: bool = False) -> RenderableType:
+    """Return what the terminal shows: the answer, its plan, what was considered, every count.
+
+    Where it is `verbose` also why the strategy is another one than at the count before, and what was assumed.
+    """
     shown: list[RenderableType] = [Text("\n".join(_headline(answer)))]
     if answer.plan is not None:
         shown.append(prediction_table(answer.plan.prediction, answer.plan.strategy, title))
     if len(answer.considered.offers) + len(answer.refused) > 1:
         shown.append(_considered_table(answer))
-    shown += [_counts_table(answer, p.offer) for p in answer.considered.offers[:1] if answer.considered.chosen is None]
+    shown += [_counts_table(answer, p.offer, verbose) for p in answer.considered.offers[:1] if answer.considered.chosen is None]
     if answer.considered.chosen is not None and len(answer.considered.of(answer.considered.chosen.offer)) > 1:
-        shown.append(_counts_table(answer, answer.considered.chosen.offer))
+        shown.append(_counts_table(answer, answer.considered.chosen.offer, verbose))
+    if not verbose:
+        return Group(*shown)
     assumed = [*(answer.question.assumptions if answer.question else ()), *answer.assumptions]
     return Group(*shown, Text("Assumed:", style="bold"), *(Text(f"  {line}") for line in assumed))
 
@@ -118,7 +123,7 @@ def _outcome(answer: GoalAnswer, point: Point) -> str:
     return said
 
 
-def _counts_table(answer: GoalAnswer, offer: Offer) -> Table:
+def _counts_table(answer: GoalAnswer, offer: Offer, verbose: bool) -> Table:
     c, front = answer.considered, answer.considered.front
     table = Table(title=f"Every count of {offer.cluster}, {offer.term}", title_justify="left")
     for name in ("GPUs", "strategy", "step", "MFU", "days", "P10", "P90", "cost", ""):
@@ -127,7 +132,7 @@ def _counts_table(answer: GoalAnswer, offer: Offer) -> Table:
         num, strategy, step, mfu, days, cost = _cells(point)
         if point.reason:
             strategy = point.reason
-        elif point.sized.change:
+        elif point.sized.change and verbose:
             strategy += f"\n  {_change(point.sized.change)}"
         low, high = ("-", "-") if point.days is None else (significant(float(v)) for v in (point.days.p10, point.days.p90))
         mark = ("chosen" if c.is_met else "nearest") if point is c.chosen else "front" if point in front else ""

@@ -83,7 +83,7 @@ def _write(plan: Plan, folder: Path, run: Run | None = None) -> Timeline:
     _, timeline = predict_replayed(plan.question, plan.strategy)
     write_plan(plan, folder / "plan.yaml")
     write_trace(folder / "trace.json", timeline, rank_names(plan.strategy))
-    write_page(plan, folder / "plan.html", run=run, timeline=timeline, trace="trace.json",
+    write_page(plan, folder / "plan.html", run=run, trace="trace.json",
                journal=read_journal(run.job.out) if run else ())
     return timeline
 

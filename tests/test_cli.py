@@ -96,10 +96,10 @@ def test_unwritable_output_leaves_everything(run, tmp_path: Path) -> None:  # ty
 
 
 def test_no_verb_writes_over_its_input_or_its_own_output(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    mistake(run("plan", *LARGE, "--tokens", "1T", "--out", "x.html"), "x.html", "overwritten by the page")
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--page", "--out", "x.html"), "x.html", "overwritten by the page")
     (tmp_path / "y.html").mkdir()
     (tmp_path / "y.yaml").write_text("precious")
-    mistake(run("plan", *LARGE, "--tokens", "1T", "--out", "y.yaml"), "y.html", "is a folder")
+    mistake(run("plan", *LARGE, "--tokens", "1T", "--page", "--out", "y.yaml"), "y.html", "is a folder")
     assert (tmp_path / "y.yaml").read_text() == "precious"
     run("estimate", *LARGE, "--zero", "3", "--out", "keep.yaml")
     kept = (tmp_path / "keep.yaml").read_bytes()
@@ -140,7 +140,7 @@ def test_estimate_keys_and_status(run) -> None:  # type: ignore[no-untyped-def]
 
 
 def test_plan_simulate_report_compare(run, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
-    result = run("plan", *LARGE, "--tokens", "1T", "--json")
+    result = run("plan", *LARGE, "--tokens", "1T", "--page", "--json")
     assert result.code == 0 and result.err == ""
     data = json.loads(result.out)
     assert set(data) >= {"best", "runners_up", "strategies_total", "strategies_priced", "rejected", "search_seconds"}
@@ -157,9 +157,13 @@ def test_plan_simulate_report_compare(run, tmp_path: Path) -> None:  # type: ign
 
 
 def test_tables_for_people(run) -> None:  # type: ignore[no-untyped-def]
-    shown = run("plan", *LARGE, "--tokens", "1T")
-    assert shown.code == 0
-    for word in ("step time", "tokens/s", "MFU", "days", "Considered", "Left out", "Assumed", "plan.html"):
+    brief = run("plan", *LARGE, "--tokens", "1T")
+    assert brief.code == 0 and len(brief.out.splitlines()) <= 24 and max(map(len, brief.out.splitlines())) <= 80
+    assert "headway report plan.yaml" in brief.out and brief.out.endswith("\nplan.yaml\n")
+    assert brief.out.rpartition("plan.yaml\n")[0] == run("report", "plan.yaml", "--summary").out
+    shown = run("plan", *LARGE, "--tokens", "1T", "--verbose")
+    assert shown.code == 0 and shown.out.startswith(brief.out.rpartition("plan.yaml\n")[0])
+    for word in ("step time", "tokens/s", "MFU", "days", "Considered", "Left out", "Assumed", "plan.yaml"):
         assert word in shown.out, word
     for kind, word in (("models", "llama-3-8b"), ("accelerators", "TFLOP/s"), ("clusters", "NVLink"), ("prices", "USD/h"),
                        ("software", "megatron-lm-2024"), ("fleets", "node-days")):

@@ -295,7 +295,7 @@ def test_a_deadline_makes_a_plan_on_the_fewest(
     capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, out, _ = run(capfd, *JOB, "--deadline", "90d", "--json")
+    code, out, _ = run(capfd, *JOB, "--deadline", "90d", "--page", "--json")
     data = json.loads(out)
     assert code == 0 and data["is_met"] and data["goal"]["wanted"] == "fewest"
     counts = {p["num_gpus"]: p["days"]["p50"] for p in data["points"] if p["days"]}
@@ -305,7 +305,7 @@ def test_a_deadline_makes_a_plan_on_the_fewest(
     assert plan["question"]["num_gpus"] == data["chosen"]["num_gpus"]
     figure = (tmp_path / "plan.svg").read_text()
     assert "chosen" in figure and "another strategy" in figure
-    again = json.loads(run(capfd, *JOB, "--deadline", "90d", "--json")[1])
+    again = json.loads(run(capfd, *JOB, "--deadline", "90d", "--page", "--json")[1])
     assert again.pop("search_seconds") > 0 and data.pop("search_seconds") > 0
     assert again == data and (tmp_path / "plan.svg").read_text() == figure
     assert yaml.safe_load((tmp_path / "plan.yaml").read_text()) == plan
@@ -340,7 +340,7 @@ def test_machines_stand_side_by_side_with_the_reason_each_lost(
     assert all(("dearer" in r["reason"]) != r["is_chosen"] for r in priced)
     free = next(r for r in rows if not r["usd"])
     assert free["cluster"] == "frontier:2" and free["gpu_hours"]["p50"] > 0 and "no price known" in free["reason"]
-    code, out, _ = run(capfd, *several, "--terms", "reserved,spot")
+    code, out, _ = run(capfd, *several, "--terms", "reserved,spot", "--verbose")
     assert code == 0 and "Considered" in out and "no price known" in out
     assert "on-demand" not in out.split("Assumed")[0]
     code, out, _ = run(capfd, "plan", "llama-3-8b", "frontier:2", *ASKED, "--max-gpus", "16")

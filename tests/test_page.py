@@ -28,10 +28,11 @@ from profiles.hardware import load_cluster
 from reports.compare import current_prediction, shown
 from reports.matmuls import matmuls
 from reports.nearest import distance, nearest
-from reports.page import Findings, gather, html, markdown, render_page, report_of, summary, write_page
+from reports.page import Findings, brief, gather, html, markdown, render_page, report_of, summary, write_page
 from reports.page.evidence import formulas
 from reports.page.measured import drift
 from reports.page.values import Exhibit, Report
+from reports.page.verdict import verdict
 from simulator.strategy import Strategy
 
 
@@ -39,7 +40,7 @@ from simulator.strategy import Strategy
 def found() -> Findings:
     model, cluster = load_model("llama-3-8b"), load_cluster("dgx-h100:16")
     asked = ask(model, cluster, tokens=15e12, cluster_text="dgx-h100:16")
-    return gather(plan_from_search(asked, search(asked, axes=brief_space(asked))))
+    return gather(brief(plan_from_search(asked, search(asked, axes=brief_space(asked)))))
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,7 @@ def page(report: Report) -> str:
 def piped() -> Findings:
     """A small plan and a run of it that was a tenth slower than predicted."""
     plan = plan_of(PIPED)
-    return gather(plan, run_of(plan, 1.1))
+    return gather(brief(plan, run_of(plan, 1.1)))
 
 
 def text_of(page: str) -> str:
@@ -177,13 +178,24 @@ def test_markdown_says_the_same(report: Report, page: str) -> None:
     assert md.startswith("# llama-3-8b on 16 x DGX H100") and "schema: headway.plan/1" in md
 
 
-def test_the_summary_fits_one_screen(report: Report, piped: Findings) -> None:
-    for made in (report, report_of(replace(piped, edited="a very long reason " * 9))):
-        lines = summary(made).splitlines()
-        assert len(lines) <= 23 and max(map(len, lines)) <= 80
-        for key in (s.key for s in made.sections):
+@pytest.mark.parametrize("width", [60, 80])
+def test_the_summary_fits_one_screen(width: int, found: Findings, piped: Findings) -> None:
+    for made in (found, replace(piped, edited="a very long reason " * 9)):
+        text = summary(made, Path("plan.yaml"), width)
+        lines = text.splitlines()
+        assert len(lines) <= (23 if width == 80 else 30) and max(map(len, lines)) <= width
+        for key in (s.key for s in report_of(made).sections):
             assert any(line.startswith(key) for line in lines), key
-        assert "FITS: " in summary(made) and made.verdict.facts[0].value[:40] in summary(made)
+        assert "FITS: " in text and made.plan.strategy.describe()[:40] in text and "headway report plan.yaml" in text
+
+
+def test_a_screen_needs_nothing_that_is_searched_or_simulated(found: Findings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is made in well under a second, of the same figures as the page."""
+    for name in ("searched", "simulate_runs", "what_if"):
+        monkeypatch.setattr(f"reports.page.findings.{name}", None)
+    known = brief(found.plan)
+    assert summary(known) == summary(replace(known)) and verdict(known).line == verdict(found).line
+    assert known.bill.as_dict() == found.bill.as_dict()
 
 
 def test_formulas_come_to_what_they_say(found: Findings) -> None:
@@ -242,10 +254,11 @@ def test_the_page_says_when_no_price_is_known_and_when_nothing_fits() -> None:
     asked = replace(ask(load_model("llama-3-70b"), load_cluster("dgx-h100"), tokens=1e9, seq_len=1024,
                         global_batch=int(strategy.global_batch)), price=None)
     plan = plan_from_prediction(asked, predict_replayed(asked, strategy)[0], None)
-    report = report_of(gather(plan))
+    known = brief(plan)
+    report = report_of(gather(known))
     text = text_of(html(report))
     assert "Does not fit" in text and "no price known" in text and "missing" in text
-    assert "has no run to simulate" in text and "DOES NOT FIT" in summary(report)
+    assert "has no run to simulate" in text and "DOES NOT FIT" in summary(known)
 
 
 def test_a_plan_whose_strategy_was_edited_is_predicted_anew_and_said_so(tmp_path: Path, piped: Findings) -> None:
@@ -308,8 +321,9 @@ def test_the_command_writes_pages_markdown_traces_and_one_screen(tmp_path: Path,
     # from the page alone
     plan.unlink()
     assert invoke("report", page, "--summary") == 0
-    lines = capsys.readouterr().out.splitlines()
-    assert len(lines) <= 23 and "gpt2" in lines[0] and not (tmp_path / "plan-again.html").exists()
+    *lines, then, also = capsys.readouterr().out.splitlines()
+    assert then == f"next         headway report {page}" and "whatif" in also
+    assert len(lines) <= 21 and "gpt2" in lines[0] and not (tmp_path / "plan-again.html").exists()
     assert invoke("report", page, "-o", tmp_path / "plan.md", "--json") == 0
     assert json.loads(capsys.readouterr().out)["summary"] == lines and (tmp_path / "plan.md").read_text().startswith("# gpt2")
     assert invoke("report", page, "-o", page) == 2 and "give another name" in capsys.readouterr().err

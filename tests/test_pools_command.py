@@ -44,7 +44,7 @@ def command(capfd: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pyte
 def test_a_plan_on_a_pool_stands_beside_each_part_alone(command: Command, tmp_path: Path) -> None:
     search = [word for text in NARROW for word in ("--search", text)]
     given = ("--tokens", "300B", "--seq-len", "4096", "--global-batch", "64", *search)
-    code, data = command("plan", "llama-3-8b", POOL, *given, "--json")
+    code, data = command("plan", "llama-3-8b", POOL, *given, "--page", "--json")
     page = (tmp_path / "plan.html").read_text()
     assert "Unlike accelerators" in page and "2 x DGX A100 80GB + 2 x DGX H100" in page
     best, pool = data["best"], data["pool"]

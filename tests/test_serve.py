@@ -73,9 +73,8 @@ def test_more_sizes_are_the_answers_of_other_counts(port: int) -> None:
     {}, {"tokens": "2.5B", "seq_len": 512, "price": "1.5 USD/h", "network": "100 Gb/s", "model": "mine.json", "config": CONFIG},
 ], ids=["plain", "changed"])
 def test_the_plan_is_that_of_the_command_line(
-    port: int, run: Any, tmp_path: Path, given: dict[str, Any], monkeypatch: pytest.MonkeyPatch,
+    port: int, run: Any, tmp_path: Path, given: dict[str, Any],
 ) -> None:
-    monkeypatch.setattr("reports.verbs.plan.write_page", lambda *values, **named: None)
     reply = ask(port, "/api/plan", ASKED | {"gpus": 2} | given)
     lines = [json.loads(line) for line in reply.body.splitlines()]
     assert reply.status == 200 and all(0 <= line["share"] <= 1 for line in lines[:-1])

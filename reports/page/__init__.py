@@ -1,7 +1,8 @@
 """The report of a plan, and of the run that was made of it: one HTML page, the same as Markdown, and one screen.
 
-A section is a function from findings to a value (a title, a sentence, figures with their tables); what is written is one of
-three renderings of the same values. A new section is a new file and one line in `report_of`.
+A section is a function from findings to a value (a title, a sentence, figures with their tables); HTML and Markdown are
+renderings of these values. The screen is the verdict and the sentences (`gist`) that closed forms and one replay give. A new
+section is a new file, one line in `report_of` and one in `terminal.py`.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from profiles import files
 from profiles.files import BadInput
 from reports.page.alternatives import alternatives
 from reports.page.evidence import evidence
-from reports.page.findings import Findings, gather
+from reports.page.findings import Brief, Findings, brief, gather
 from reports.page.html import html
 from reports.page.markdown import markdown
 from reports.page.measured import measured
@@ -30,10 +31,9 @@ from reports.page.terminal import summary
 from reports.page.values import Report
 from reports.page.verdict import bill_section, verdict
 from reports.page.why import why
-from simulator.timeline import Timeline
 
-__all__ = ["Findings", "Report", "gather", "html", "markdown", "page_target", "render_page", "report_of", "summary",
-           "write_page", "write_report"]
+__all__ = ["Brief", "Findings", "Report", "brief", "gather", "html", "markdown", "page_target", "render_page", "report_of",
+           "summary", "write_page", "write_report"]
 
 SUFFIXES = (".html", ".htm", ".md")
 
@@ -47,9 +47,9 @@ def report_of(found: Findings, trace: str = "") -> Report:
     return Report(verdict=verdict(found), sections=(*sections, evidence(found, plan_text(found.plan))))
 
 
-def render_page(plan: Plan, *, run: Run | None = None, timeline: Timeline | None = None, trace: str = "") -> str:
+def render_page(plan: Plan, *, run: Run | None = None, trace: str = "") -> str:
     """Return the page's HTML; the same values give the same text."""
-    return html(report_of(gather(plan, run, timeline), trace))
+    return html(report_of(gather(brief(plan, run)), trace))
 
 
 def page_target(path: Path) -> Path:
@@ -60,15 +60,14 @@ def page_target(path: Path) -> Path:
 
 
 def write_page(
-    plan: Plan, path: str | Path, *, run: Run | None = None, timeline: Timeline | None = None, trace: str = "",
-    journal: Sequence[Line] = (),
+    plan: Plan, path: str | Path, *, run: Run | None = None, trace: str = "", journal: Sequence[Line] = (),
 ) -> Path:
     """Write the report of a plan as HTML or, where the name ends so, Markdown, with the run beside it if there is one.
 
-    `timeline` is the plan's replay, if at hand; `trace` the name of a trace beside the page; `journal` that of the run.
+    `trace` is the name of a trace beside the page; `journal` that of the run.
     """
     target = page_target(Path(path))
-    return write_report(report_of(gather(plan, run, timeline, journal=journal), trace), target)
+    return write_report(report_of(gather(brief(plan, run, journal)), trace), target)
 
 
 def write_report(report: Report, target: Path) -> Path:

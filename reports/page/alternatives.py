@@ -12,27 +12,33 @@ from profiles.units import show, significant
 from reports.compare import TERMS, per_cent, prediction_from_dict, share, shown, span
 from reports.figures import PARETO_COLUMNS, pareto
 from reports.figures import alternatives as draw_alternatives
-from reports.page.findings import FLEET, Findings
+from reports.page.findings import FLEET, Brief, Findings
 from reports.page.values import Exhibit, Picture, Section, Table
 from reports.page.words import days, three, usd
 
 
 def alternatives(found: Findings) -> Section:
     """Return what else could be done."""
-    plan, p = found.plan, found.prediction
-    others = [prediction_from_dict(data, f"plan: runners_up.{i}") for i, data in enumerate(plan.runners_up)]
-    exhibits = [_pareto(found), _considered(found, others)]
-    if plan.rejected:
+    exhibits = [_pareto(found), _considered(found, _others(found))]
+    if found.plan.rejected:
         exhibits += _rejected(found)
+    return Section(key="alternatives", title="Alternatives", gist=alternatives_gist(found), exhibits=tuple(exhibits))
+
+
+def alternatives_gist(found: Brief) -> str:
+    """Return how the runners-up stand to the plan, in a sentence or two."""
+    others, p = _others(found), found.prediction
     if not others:
-        gist = "This plan holds one strategy and no runners-up."
-    else:
-        close = sum(o.p10_s <= p.p90_s for o in others)
-        gist = (f"Fastest of {plan.strategies_priced:,} priced strategies; the next is "
-                f"{share(max(0.0, others[0].step_time_s / p.step_time_s - 1))} slower. {close} of the {len(others)} runners-up "
-                f"{'has' if close == 1 else 'have'} a P10 below the chosen one's P90: where spreads overlap, measure before "
-                "you choose.")
-    return Section(key="alternatives", title="Alternatives", gist=gist, exhibits=tuple(exhibits))
+        return "This plan holds one strategy and no runners-up."
+    close = sum(o.p10_s <= p.p90_s for o in others)
+    return (f"Fastest of {found.plan.strategies_priced:,} priced strategies; the next is "
+            f"{share(max(0.0, others[0].step_time_s / p.step_time_s - 1))} slower. {close} of the {len(others)} runners-up "
+            f"{'has' if close == 1 else 'have'} a P10 below the chosen one's P90: where spreads overlap, measure before "
+            "you choose.")
+
+
+def _others(found: Brief) -> list[Prediction]:
+    return [prediction_from_dict(data, f"plan: runners_up.{i}") for i, data in enumerate(found.plan.runners_up)]
 
 
 def _pareto(found: Findings) -> Exhibit:

@@ -15,7 +15,7 @@ from profiles.hardware import Cluster, Link
 from profiles.units import show, significant
 from reports.compare import per_cent, share, shown
 from reports.figures import near
-from reports.page.findings import Findings
+from reports.page.findings import Brief, Findings
 from reports.page.values import Exhibit, Picture, Section, Table
 from simulator.metrics import step_flop
 
@@ -32,12 +32,16 @@ def evidence(found: Findings, plan_text: str) -> Section:
         Exhibit(title="Hashes of the inputs", table=_words(("input", "SHA-256"), tuple(found.plan.inputs.items()))),
         *_again(found, plan_text),
     ]
-    gist = "No published run was found to hold this plan against."
-    if found.near:
-        errors = [abs(o.error or 0.0) for o in found.near]
-        gist = (f"The step of the {len(errors)} nearest published runs is predicted within {share(max(errors))}, "
-                f"{share(sum(errors) / len(errors))} on the average.")
-    return Section(key="evidence", title="Evidence", gist=gist, exhibits=tuple(exhibits))
+    return Section(key="evidence", title="Evidence", gist=evidence_gist(found), exhibits=tuple(exhibits))
+
+
+def evidence_gist(found: Brief) -> str:
+    """Return how far off published runs like the plan are predicted, in a sentence."""
+    if not found.near:
+        return "No published run was found to hold this plan against."
+    errors = [abs(o.error or 0.0) for o in found.near]
+    return (f"The step of the {len(errors)} nearest published runs is predicted within {share(max(errors))}, "
+            f"{share(sum(errors) / len(errors))} on the average.")
 
 
 def _words(head: tuple[str, ...], rows: tuple[tuple[str, ...], ...]) -> Table:

@@ -1,9 +1,13 @@
-"""What a report has to find out before it can be written: each once, for all its sections."""
+"""What a report has to find out before it can be written: each once, for all its sections.
+
+A `Brief` is what closed forms and one replay say, well within a second: a screen is made of it. `Findings` add what is
+searched and simulated, seconds of work: a page needs them.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from executor.goodput import Goodput, goodput
 from executor.journal import Line
@@ -42,12 +46,10 @@ SIZES = (0.25, 0.5, 1.0, 2.0)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
-class Findings:
-    """A plan with everything that is known of it, and the run that was made of it, if there is one.
+class Brief:
+    """A plan with what is quickly known of it, and the run that was made of it, if there is one.
 
-    `runs` are simulated with failures (None where nothing fits), `points` are counts of accelerators with what the run takes
-    there, the plan's own among them; `left_out` says why a count is not there. `case` holds the spare nodes that pay, `spent`
-    is where the time of the run went, by its journal.
+    `case` holds the spare nodes that pay, `spent` is where the time of the run went, by its journal.
     """
 
     plan: Plan
@@ -57,10 +59,6 @@ class Findings:
     timeline: Timeline
     bill: Bill
     case: Case
-    runs: Outcomes | None
-    tornado: Tornado | None
-    points: tuple[Point, ...]
-    left_out: tuple[str, ...]
     near: tuple[Outcome, ...]
     spent: Goodput | None = None
 
@@ -74,34 +72,50 @@ class Findings:
         """Return what an accelerator is called."""
         return noun_of(self.question)
 
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Findings(Brief):
+    """Everything that is known of a plan.
+
+    `runs` are simulated with failures (None where nothing fits), `points` are counts of accelerators with what the run takes
+    there, the plan's own among them; `left_out` says why a count is not there.
+    """
+
+    runs: Outcomes | None
+    tornado: Tornado | None
+    points: tuple[Point, ...]
+    left_out: tuple[str, ...]
+
     @property
     def own(self) -> Point:
         """Return the plan's own point."""
         return next(p for p in self.points if p.num_gpus == self.question.cluster.num_gpus)
 
 
-def gather(
-    plan: Plan, run: Run | None = None, timeline: Timeline | None = None, on_progress: Callable[[float], None] | None = None,
-    journal: Sequence[Line] = (),
-) -> Findings:
-    """Return all that a report of a plan needs; `timeline` is the plan's replay, if at hand, `journal` that of the run."""
-    tell = on_progress or (lambda share: None)
+def brief(plan: Plan, run: Run | None = None, journal: Sequence[Line] = ()) -> Brief:
+    """Return what a screen needs of a plan; `journal` is that of the run."""
     prediction, edited = current_prediction(plan)
-    timeline = timeline or predict_replayed(plan.question, plan.strategy)[1]
     current = replace(plan, prediction=prediction.as_dict())
     case = run_case(current, current.prediction, RunOptions(fleet=FLEET))[0]
     spares = best_spares(case.training, fleet=case.fleet, elastic=False)
-    held = replace(case, reserve=replace(case.reserve, num_spares=spares))
-    points, left_out = _points(plan, prediction, lambda share: tell(0.5 * share))
-    runs = simulate_runs(held, NUM_RUNS, lambda share: tell(0.5 + 0.3 * share)) if prediction.fits else None
-    asked = WhatIfOptions(tornado=True, fleet=FLEET)
-    moves = what_if((current,), ("plan",), asked, lambda share: tell(0.8 + 0.2 * share)).tornado if prediction.fits else None
-    return Findings(
-        plan=plan, run=run, prediction=prediction, edited=edited, timeline=timeline,
-        bill=bill(plan.question, plan.strategy, current.prediction, case=case), case=held,
-        runs=runs, tornado=moves, points=points, left_out=left_out, near=nearest(plan.question, plan.strategy),
+    return Brief(
+        plan=plan, run=run, prediction=prediction, edited=edited, timeline=predict_replayed(plan.question, plan.strategy)[1],
+        bill=bill(plan.question, plan.strategy, current.prediction, case=case),
+        case=replace(case, reserve=replace(case.reserve, num_spares=spares)), near=nearest(plan.question, plan.strategy),
         spent=goodput(journal) if journal else None,
     )
+
+
+def gather(known: Brief, on_progress: Callable[[float], None] | None = None) -> Findings:
+    """Return all that a page needs of a plan, with what is known of it already."""
+    tell = on_progress or (lambda share: None)
+    plan, prediction = known.plan, known.prediction
+    points, left_out = _points(plan, prediction, lambda share: tell(0.5 * share))
+    runs = simulate_runs(known.case, NUM_RUNS, lambda share: tell(0.5 + 0.3 * share)) if prediction.fits else None
+    asked, current = WhatIfOptions(tornado=True, fleet=FLEET), replace(plan, prediction=prediction.as_dict())
+    moves = what_if((current,), ("plan",), asked, lambda share: tell(0.8 + 0.2 * share)).tornado if prediction.fits else None
+    return Findings(**{f.name: getattr(known, f.name) for f in fields(Brief)}, runs=runs, tornado=moves, points=points,
+                    left_out=left_out)
 
 
 def _points(plan: Plan, prediction: Prediction, tell: Callable[[float], None]) -> tuple[tuple[Point, ...], tuple[str, ...]]:

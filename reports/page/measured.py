@@ -17,7 +17,7 @@ from profiles.units import significant
 from reports.compare import Comparison, comparable_bytes, compare_plan_run, per_cent, share, shown, span
 from reports.figures import between, goodput_bar, loss_curve, side_by_side, step_times
 from reports.figures.palette import TERM_COLOURS
-from reports.page.findings import Findings
+from reports.page.findings import Brief, Findings
 from reports.page.values import Exhibit, Picture, Section, Table
 from reports.page.words import plural
 from reports.running import terms_of
@@ -34,17 +34,22 @@ def measured(found: Findings, run: Run) -> Section:
     """Return how the prediction and the run compare."""
     plan, p = found.plan, found.prediction
     comparison = compare_plan_run(plan, run)
-    error = comparison.row("step_time_s").error
-    gist = (f"The predicted step is off by {per_cent(error)}: {shown(p.step_time_s, 's')} predicted, "
-            f"{shown(run.step_time_s, 's')} measured over {plural(run.job.num_steps, 'step')} on "
-            f"{plural(int(plan.strategy.world_size), found.noun)}. Steps drift by {per_cent(drift(run))}"
-            f"{f', goodput {share(found.spent.ratio)}' if found.spent else ''}.")
     fall = waterfall_between(plan, run)
     exhibits = [
         _quantities(comparison, run), *([_parts(comparison)] if comparison.breakdown else []), *([_fall(fall)] if fall else []),
         _steps(run, p), *([_goodput(found.spent)] if found.spent else []), _loss(run), _memory(plan, run), _environment(run),
     ]
-    return Section(key="measured", title="Predicted against measured", gist=gist, exhibits=tuple(exhibits))
+    return Section(key="measured", title="Predicted against measured", gist=measured_gist(found, run), exhibits=tuple(exhibits))
+
+
+def measured_gist(found: Brief, run: Run) -> str:
+    """Return how far off the prediction was, in a sentence or two."""
+    plan, p = found.plan, found.prediction
+    error = compare_plan_run(plan, run).row("step_time_s").error
+    return (f"The predicted step is off by {per_cent(error)}: {shown(p.step_time_s, 's')} predicted, "
+            f"{shown(run.step_time_s, 's')} measured over {plural(run.job.num_steps, 'step')} on "
+            f"{plural(int(plan.strategy.world_size), found.noun)}. Steps drift by {per_cent(drift(run))}"
+            f"{f', goodput {share(found.spent.ratio)}' if found.spent else ''}.")
 
 
 def drift(run: Run) -> float:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pandas as pd
 
@@ -12,14 +14,16 @@ from profiles.units import show, significant
 from reports.compare import per_cent
 from reports.figures import fan, goodput_bar
 from reports.figures import tornado as draw_tornado
-from reports.page.findings import FLEET, Findings
+from reports.page.findings import FLEET, Brief, Findings
 from reports.page.values import Exhibit, Picture, Section, Table
 from reports.page.words import days, plural, usd
 from reports.run_tables import WORDS
 from reports.whatif_page import bars_frame
 from reports.whatif_tables import LEFT, tornado_rows
+from simulator.run.interval_curve import mttf_s
 from simulator.run.outcome import PRODUCTIVE, Outcomes
 
+NOTHING = "A plan that does not fit has no run to simulate."
 QUANTILES = (0.05, 0.10, 0.25, 0.50, 0.75, 0.90, 0.95)
 
 
@@ -27,7 +31,7 @@ def risk(found: Findings) -> Section:
     """Return what may happen to the run."""
     title = "Risk"
     if found.runs is None:
-        return Section(key="risk", title=title, gist="A plan that does not fit has no run to simulate.")
+        return Section(key="risk", title=title, gist=NOTHING)
     exhibits, said = [_fan(found, found.runs)], []
     exhibits.append(_goodput(found.runs, len(found.runs.elapsed_s)))
     ends = _days(found.runs)
@@ -38,6 +42,17 @@ def risk(found: Findings) -> Section:
         bar = found.tornado.bars[0]
         said.append(f"{bar.name} moves it most: {per_cent(bar.swing / found.tornado.base.metric(found.tornado.by))}.")
     return Section(key="risk", title=title, gist=" ".join(said), exhibits=tuple(exhibits))
+
+
+def closed_gist(found: Brief) -> str:
+    """Return what is to be expected of failures by the closed form, in a sentence."""
+    if not found.prediction.fits:
+        return NOTHING
+    t, case = found.case.training, found.case
+    every, written_s = mttf_s(t, case.fleet), case.checkpoints.interval_steps * t.step_time_s
+    often = "no failures" if math.isinf(every) else f"a failure every {show(every, 's')}"
+    return (f"Expected of fleet '{FLEET}': {often}. A checkpoint every {show(written_s, 's')} and "
+            f"{plural(case.reserve.num_spares, 'spare node')} pay.")
 
 
 def _days(runs: Outcomes) -> np.ndarray[tuple[int], np.dtype[np.float64]]:

@@ -26,17 +26,22 @@ COST_TOKENS = 1e9
 def scaling(found: Findings) -> Section:
     """Return what more accelerators give, and how near the matmuls come to what the machine can do."""
     first, last = found.points[0], found.points[-1]
-    gist = f"One count of {found.noun}s can be had. "
+    told = f"One count of {found.noun}s can be had."
     if first is not last:
         more, rate = last.num_gpus / first.num_gpus, _rate(last) / _rate(first)
-        gist = (f"From {first.num_gpus:,} to {last.num_gpus:,} {found.noun}s tokens/s grow {significant(rate)} times: "
-                f"{share(rate / more)} of linear. ")
+        told = (f"From {first.num_gpus:,} to {last.num_gpus:,} {found.noun}s tokens/s grow {significant(rate)} times: "
+                f"{share(rate / more)} of linear.")
     exhibits, rows = [_curve(found)], matmuls(found.question, found.plan.strategy)
     if len(rows):
-        peak_s = (rows["seconds"] * rows["share_of_peak"]).sum()
-        gist += f"The matmuls reach {share(float(peak_s / rows['seconds'].sum()))} of their peak while they run."
+        told += f" {matmuls_gist(rows)}"
         exhibits.append(_roofline(found, rows))
-    return Section(key="scaling", title="Scaling", gist=gist.strip(), exhibits=tuple(exhibits))
+    return Section(key="scaling", title="Scaling", gist=told, exhibits=tuple(exhibits))
+
+
+def matmuls_gist(rows: pd.DataFrame) -> str:
+    """Return how near the matmuls of a step come to their peak, in a sentence."""
+    peak_s = (rows["seconds"] * rows["share_of_peak"]).sum()
+    return f"The matmuls reach {share(float(peak_s / rows['seconds'].sum()))} of their peak while they run."
 
 
 def _rate(point: Point) -> float:

@@ -18,6 +18,7 @@ from reports.page.values import Exhibit, Picture, Section, Table
 from reports.page.words import PASS_NAMES, plural
 from simulator.layout import distinct_ranks
 from simulator.strategy import Strategy
+from simulator.timeline import Timeline
 
 DRAWN_WHOLE = 48
 """A step of at most this many micro-batches is drawn whole; of a longer one the beginning and the end are drawn."""
@@ -41,10 +42,9 @@ class RankRow(NamedTuple):
 def step(found: Findings, trace: str = "") -> Section:
     """Return one step of the distinct ranks; `trace` is a trace beside the page."""
     strategy, timeline = found.plan.strategy, found.timeline
-    rows: dict[Any, pd.DataFrame] = dict(iter(timeline.rows.groupby("rank")))
-    ranks = distinct_ranks(strategy)
+    rows, ranks = _by_rank(timeline), distinct_ranks(strategy)
     names = {int(rank): f"rank {rank}" if strategy.pp == 1 else f"stage {stage}" for stage, rank in enumerate(ranks)}
-    table = [_rank_row(stage, rank, rows[rank], timeline.step_time_s) for stage, rank in enumerate(ranks)]
+    table = _rank_rows(strategy, timeline)
     passes = [p for p in PASS_NAMES if any(p in r.passes_s for r in table)]
     streams = [s for s in STREAM_COLOURS if any(s in r.streams_s for r in table)]
     windows, alike = drawn_windows(strategy, timeline.step_time_s), int(strategy.world_size) // len(ranks)
@@ -56,13 +56,9 @@ def step(found: Findings, trace: str = "") -> Section:
     if len(windows) > 1:
         prose.append(f"The step has {strategy.num_microbatches} micro-batches. In print and without scripts its first and its "
                      f"last {shown(windows[0][1], 's')} are drawn; what lies between repeats.")
-    idle = float(np.mean([r.idle_s for r in table])) / timeline.step_time_s
-    num = int(strategy.num_microbatches)
-    gist = (f"{num:,} micro-batch{'' if num == 1 else 'es'} on {plural(int(strategy.pp), 'stage')}; ranks wait {share(idle)} "
-            "of the step.")
     here = f"[The trace of this step]({trace}) opens in [ui.perfetto.dev](https://ui.perfetto.dev)." if trace else (
         "`headway simulate plan.yaml --trace trace.json` writes every layer for [ui.perfetto.dev](https://ui.perfetto.dev).")
-    return Section(key="step", title="One step, rank by rank", gist=gist, exhibits=(Exhibit(
+    return Section(key="step", title="One step, rank by rank", gist=step_gist(strategy, timeline), exhibits=(Exhibit(
         prose=tuple(prose), zoom=zoom_json(rows, names, timeline.step_time_s),
         legend=(*((PASS_COLOURS[p], PASS_NAMES[p]) for p in passes),
                 *((STREAM_COLOURS[s], f"{s} communication") for s in streams)),
@@ -72,6 +68,23 @@ def step(found: Findings, trace: str = "") -> Section:
         notes=("A pass includes the communication that it waits for. Communication is the whole of it, hidden or exposed. "
                + here,),
     ),))
+
+
+def step_gist(strategy: Strategy, timeline: Timeline) -> str:
+    """Return what waits in a step, in a sentence."""
+    num = int(strategy.num_microbatches)
+    idle = float(np.mean([r.idle_s for r in _rank_rows(strategy, timeline)])) / timeline.step_time_s
+    return (f"{num:,} micro-batch{'' if num == 1 else 'es'} on {plural(int(strategy.pp), 'stage')}; ranks wait {share(idle)} "
+            "of the step.")
+
+
+def _by_rank(timeline: Timeline) -> dict[Any, pd.DataFrame]:
+    return dict(iter(timeline.rows.groupby("rank")))
+
+
+def _rank_rows(strategy: Strategy, timeline: Timeline) -> list[RankRow]:
+    rows = _by_rank(timeline)
+    return [_rank_row(stage, rank, rows[rank], timeline.step_time_s) for stage, rank in enumerate(distinct_ranks(strategy))]
 
 
 def _rank_row(stage: int, rank: int, rows: pd.DataFrame, step_time_s: float) -> RankRow:

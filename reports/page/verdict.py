@@ -12,16 +12,16 @@ from planner.predict import Prediction, fit_odds
 from planner.question import Question
 from profiles.units import show, significant
 from reports.compare import per_cent, share, shown, span
-from reports.page.findings import Findings
+from reports.page.findings import Brief, Findings
 from reports.page.values import Exhibit, Fact, Section, Table, Verdict
 from reports.page.words import binding, days, noun_of, plural, three, usd
 from simulator.run.outcome import Outcomes
 
 
-def verdict(found: Findings) -> Verdict:
-    """Return the answer of a report."""
-    p = found.prediction
-    said = replace(verdict_of(found.question, p, found.bill, found.runs), warnings=tuple(_warnings(found)))
+def verdict(found: Brief) -> Verdict:
+    """Return the answer of a report; runs that were simulated stand in it."""
+    p, runs = found.prediction, found.runs if isinstance(found, Findings) else None
+    said = replace(verdict_of(found.question, p, found.bill, runs), warnings=tuple(_warnings(found)))
     if found.run is None:
         return said
     error = p.step_time_s / found.run.step_time_s - 1
@@ -81,7 +81,7 @@ def _facts(question: Question, p: Prediction, bill: Bill, runs: Outcomes | None)
         yield Fact(name="goodput", value=share(float(bill.goodput.p50)), note=f"failures and checkpoints{simulated}")
 
 
-def _warnings(found: Findings) -> Iterator[str]:
+def _warnings(found: Brief) -> Iterator[str]:
     """Return what a reader must know before the figures: where they are not those of the plan file."""
     p, timeline = found.prediction, found.timeline
     if found.edited:
@@ -95,19 +95,24 @@ def _warnings(found: Findings) -> Iterator[str]:
 def bill_section(found: Findings) -> Section:
     """Return what the run takes and costs, on every known term."""
     bill = found.bill
-    gist = f"{show(float(bill.gpu_hours.p50), 'count', 4)} {found.noun}-hours"
-    if bill.usd is not None:
-        gist += f", {usd(float(bill.usd.p50))}"
-    if bill.energy is not None:
-        gist += (f", {significant(float(bill.energy.facility_kwh.p50) / 1000)} MWh and "
-                 f"{significant(float(bill.energy.carbon_t.p50))} t CO2e")
     exhibits = [Exhibit(table=_bill_table(bill, found.noun))]
     if bill.terms:
         exhibits.append(Exhibit(title="The same hours at other prices", table=_terms_table(bill)))
     assumed = tuple((line,) for line in bill.assumptions)
     exhibits.append(Exhibit(title="What the bill assumes", folded=True,
                             table=Table(head=("assumed",), words=("assumed",), rows=assumed, wide=True)))
-    return Section(key="bill", title="What it takes", gist=gist + ".", exhibits=tuple(exhibits))
+    return Section(key="bill", title="What it takes", gist=bill_gist(bill, found.noun), exhibits=tuple(exhibits))
+
+
+def bill_gist(bill: Bill, noun: str) -> str:
+    """Return what a run takes, in a sentence."""
+    told = f"{show(float(bill.gpu_hours.p50), 'count', 4)} {noun}-hours"
+    if bill.usd is not None:
+        told += f", {usd(float(bill.usd.p50))}"
+    if bill.energy is not None:
+        told += (f", {significant(float(bill.energy.facility_kwh.p50) / 1000)} MWh and "
+                 f"{significant(float(bill.energy.carbon_t.p50))} t CO2e")
+    return told + "."
 
 
 def _bill_table(bill: Bill, noun: str) -> Table:

@@ -16,12 +16,16 @@ from reports.page.words import MEMORY_NAMES, losses
 def why(found: Findings) -> Section:
     """Return where time and memory go."""
     p = found.prediction
+    return Section(key="why", title="Where the time and the memory go", gist=why_gist(p), exhibits=(time_of(p), memory_of(p)))
+
+
+def why_gist(p: Prediction) -> str:
+    """Return where time and memory go, in a sentence or two."""
     parts = [f"{name} {share(ratio)}" for name, ratio in losses(p)[:2]]
-    gist = (f"{share(p.breakdown_s['compute'] / p.step_time_s)} of the step is compute"
+    return (f"{share(p.breakdown_s['compute'] / p.step_time_s)} of the step is compute"
             f"{', ' + ', '.join(parts) if parts else ''}. "
             f"The fullest rank {'has' if p.fits else 'lacks'} "
             f"{shown(abs(p.usable_memory_bytes - p.peak_memory_bytes), 'bytes')}{' to spare' if p.fits else ''}.")
-    return Section(key="why", title="Where the time and the memory go", gist=gist, exhibits=(time_of(p), memory_of(p)))
 
 
 def time_of(p: Prediction) -> Exhibit:

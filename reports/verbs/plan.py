@@ -11,7 +11,6 @@ import typer
 from executor.engine import refusal
 from planner.plan import Plan, plan_from_search, write_plan
 from planner.pools import Alone, parts_alone, pool_as_dict
-from planner.predict import predict_replayed
 from planner.question import Question
 from planner.search import Refuse, search
 from planner.space import AXES
@@ -19,10 +18,10 @@ from profiles import files
 from profiles.files import BadInput
 from profiles.hardware import Price
 from reports.bill_tables import bill_tables, plan_bill
-from reports.console import console, progress, status
+from reports.console import console, progress, screen_width, status
 from reports.goal_tables import goal_figure, goal_json, goal_screen
 from reports.goals_command import Asked, GoalOptions, answer_goal, exit_status, goal_options, spaces
-from reports.page import write_page
+from reports.page import brief, summary, write_page
 from reports.plan_tables import plan_json, prediction_table, print_assumptions, rejected_table, runners_up_table, title_of
 from reports.pool_tables import pool_tables
 from reports.verbs.options import Model, QuestionOptions, Tokens, unfolded
@@ -46,6 +45,29 @@ class Goals:
     terms: Annotated[str | None, typer.Option(help="Terms to compare, like on-demand,spot. [all, with --clusters]")] = None
     failures: Annotated[str | None, typer.Option(help="Count failures: a fleet's name ('published') or a YAML. [none]")] = None
     preemptions_per_day: Annotated[float | None, typer.Option(help="How often a spot node is taken back. [10.5]")] = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shown:
+    """What becomes of a plan: the file, whether the page goes beside it, and what is printed."""
+
+    out: Path
+    page: bool
+    verbose: bool
+    as_json: bool
+
+    def check(self, goal: bool) -> None:
+        """Raise `BadInput` where a file could not be written: before long work."""
+        files.check_target(self.out)
+        for suffix in ((".html", ".svg") if goal else (".html",)) if self.page else ():
+            if self.out.suffix == suffix:
+                raise BadInput(f"out: {self.out} would be overwritten by the page; name the plan file, like 'plan.yaml'")
+            files.check_target(self.out.with_suffix(suffix))
+
+    def write(self, plan: Plan) -> list[Path]:
+        """Write the page if it is asked for; return what was written."""
+        return [write_page(plan, self.out.with_suffix(".html"))] if self.page else []
+
 
 POOL_SHARE = 0.7
 """Of the progress, what the search of a pool takes; the rest are those of its parts alone."""
@@ -72,17 +94,18 @@ def plan(
     odds: Annotated[str | None, typer.Option(help="Percentile to meet deadline and budget: p10, p50 or p90. [p50]")] = None,
     axis: Annotated[list[str] | None, typer.Option("--search", help=AXES_HELP)] = None,
     runnable: Annotated[bool, typer.Option(help="Only strategies that `headway run` can run. [on for 'local']")] = False,
-    out: Annotated[Path, typer.Option(help="The plan file to write; page and figure go beside it.")] = Path("plan.yaml"),
+    out: Annotated[Path, typer.Option(help="The plan file to write.")] = Path("plan.yaml"),
+    page: Annotated[bool, typer.Option("--page", help="Write the page (.html) beside the plan, and a goal's figure (.svg); "
+                                       "`headway report` makes the page, too.")] = False,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show all tables below the summary: the bill, prices by "
+                                          "term, what was considered, what was left out and why, what was assumed.")] = False,
     as_json: Json = False,
 ) -> None:
     """Choose the strategy, with a deadline or a budget also how many accelerators, of several machines also which: price all,
-    replay the best, write plan and page. Exit status 1 if nothing fits or no plan meets the goal."""
+    replay the best, write the plan. Exit status 1 if nothing fits or no plan meets the goal."""
     options = goal_options(cluster, clusters, axis or (), odds, about.price, **asdict(goals))
-    files.check_target(out)
-    for suffix in (".html", ".svg") if options else (".html",):
-        if out.suffix == suffix:
-            raise BadInput(f"out: {out} would be overwritten by the page; name the plan file, like 'plan.yaml'")
-        files.check_target(out.with_suffix(suffix))
+    shown = Shown(out=out, page=page, verbose=verbose, as_json=as_json)
+    shown.check(goal=options is not None)
 
     def question_of(name: str, price: str | Price | None, length: int | None, batch: int | None) -> Question:
         shaped = replace(about, seq_len=length or about.seq_len, global_batch=batch or about.global_batch, price=None)
@@ -94,7 +117,7 @@ def plan(
         return (lambda s: refusal(s, question.model, device)) if engine_only else None
 
     if options is not None:
-        _plan_for_goal(options, Asked(question=question_of, refuse=refuse_of, profile=about.profile), out, as_json)
+        _plan_for_goal(options, Asked(question=question_of, refuse=refuse_of, profile=about.profile), shown)
     assert cluster is not None
     question = about.question(model, cluster, tokens)
     whole, alone = spaces(axis or ())[1], tuple[Alone, ...]()
@@ -113,39 +136,38 @@ def plan(
         raise typer.Exit(1)
     plan_ = plan_from_search(found.question, found, about.profile)
     write_plan(plan_, out)
-    write_page(plan_, out.with_suffix(".html"), timeline=predict_replayed(found.question, plan_.strategy)[1])
+    pages = shown.write(plan_)
     paid = plan_bill(plan_)
     pool = pool_as_dict(found.question, found.best, alone) if question.cluster.parts else {}
     if as_json:
         print_json(plan_json(plan_, found) | {"bill": paid.as_dict()} | ({"pool": pool} if pool else {}))
         _warn_of_refusal(plan_)
         return
-    console.print(prediction_table(plan_.prediction, plan_.strategy, title_of(question)))
-    if pool:
-        console.print(*pool_tables(pool), sep="\n")
-    console.print(*bill_tables(paid), sep="\n")
-    console.print(runners_up_table(found.best, found.runners_up))
-    console.print(rejected_table(found))
-    print_assumptions(question, paid.assumptions)
-    console.print(f"{out} and {out.with_suffix('.html')}", soft_wrap=True)
+    print(summary(brief(plan_), out, screen_width()))
+    if verbose:
+        console.print(prediction_table(plan_.prediction, plan_.strategy, title_of(question)))
+        if pool:
+            console.print(*pool_tables(pool), sep="\n")
+        console.print(*bill_tables(paid), sep="\n")
+        console.print(runners_up_table(found.best, found.runners_up))
+        console.print(rejected_table(found))
+        print_assumptions(question, paid.assumptions)
+    console.print(", ".join(map(str, (out, *pages))), soft_wrap=True)
     _warn_of_refusal(plan_)
 
 
-def _plan_for_goal(options: GoalOptions, asked: Asked, out: Path, as_json: bool) -> NoReturn:
+def _plan_for_goal(options: GoalOptions, asked: Asked, shown: Shown) -> NoReturn:
     with progress("searching counts and strategies") as advance:
         answer = answer_goal(options, asked, advance)
     written = []
     if answer.plan is not None:
-        write_plan(answer.plan, out)
-        write_page(answer.plan, out.with_suffix(".html"),
-                   timeline=predict_replayed(answer.plan.question, answer.plan.strategy)[1])
-        written = [out, out.with_suffix(".html")]
-    if figure := goal_figure(answer):
-        written.append(files.write_text(out.with_suffix(".svg"), figure))
-    if as_json:
+        written = [write_plan(answer.plan, shown.out), *shown.write(answer.plan)]
+    if shown.page and (figure := goal_figure(answer)):
+        written.append(files.write_text(shown.out.with_suffix(".svg"), figure))
+    if shown.as_json:
         print_json(goal_json(answer))
     else:
-        console.print(goal_screen(answer, title_of(answer.plan.question) if answer.plan else ""))
+        console.print(goal_screen(answer, title_of(answer.plan.question) if answer.plan else "", shown.verbose))
         console.print(", ".join(map(str, written)), soft_wrap=True)
     if reason := answer.considered.binding or ("" if answer.plan else "nothing fits on any of these"):
         status.print(f"headway: {reason}", soft_wrap=True)

@@ -13,8 +13,8 @@ from executor.run import read_run
 from planner.embedded import is_page
 from planner.plan import read_plan
 from profiles import files
-from reports.console import console, progress
-from reports.page import gather, page_target, report_of, summary, write_report
+from reports.console import console, progress, screen_width
+from reports.page import brief, gather, page_target, report_of, summary, write_report
 from reports.verbs.options import refuse_own_input
 from reports.verbs.style import Json, examples, print_json, verb_app
 from simulator.replay import rank_names
@@ -48,17 +48,17 @@ def report(
     if trace is not None:
         files.check_target(trace)
     with progress("reporting") as advance:
-        found = gather(plan_, read_run(run) if run else None, on_progress=lambda share: advance(share, ""),
-                       journal=read_journal(run) if run else ())
-    if trace is not None:
-        write_trace(trace, found.timeline, rank_names(plan_.strategy))
-    linked = os.path.relpath(trace, target.parent) if trace is not None and target is not None else ""
-    made = report_of(found, Path(linked).as_posix() if linked else "")
-    page = write_report(made, target) if target is not None else None
+        found = brief(plan_, read_run(run) if run else None, read_journal(run) if run else ())
+        if trace is not None:
+            write_trace(trace, found.timeline, rank_names(plan_.strategy))
+        page = None
+        if target is not None:
+            linked = Path(os.path.relpath(trace, target.parent)).as_posix() if trace is not None else ""
+            page = write_report(report_of(gather(found, lambda share: advance(share, "")), linked), target)
     if as_json:
-        print_json({"path": page and str(page), "trace": trace and str(trace), "summary": summary(made).splitlines()})
+        print_json({"path": page and str(page), "trace": trace and str(trace), "summary": summary(found).splitlines()})
         return
     if screen:
-        print(summary(made))
+        print(summary(found, plan, screen_width()))
     if page is not None:
         console.print(f"{'page' if is_page(page) else 'report'} in {page}", soft_wrap=True)
