@@ -148,9 +148,7 @@ def plan_from_search(question: Question, found: Found, profile: str | Path | Non
     return plan_from_prediction(
         question, found.best, profile, searched=axes_texts(found.axes), runners_up=tuple(_summary(p) for p in found.runners_up),
         strategies_total=found.strategies_total, strategies_priced=found.strategies_priced, rejected=found.rejected,
-        rejected_examples=tuple(
-            {"strategy": r.strategy.describe(), "rule": r.rule, "reason": r.reason} for r in found.rejected_examples
-        ),
+        rejected_examples=tuple(r.as_dict() for r in found.rejected_examples),
     )
 
 

@@ -54,6 +54,10 @@ class Rejected:
     rule: str
     reason: str
 
+    def as_dict(self) -> dict[str, str]:
+        """Return it in words, for plan files and JSON."""
+        return {"strategy": self.strategy.describe(), "rule": self.rule, "reason": self.reason}
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Found:

@@ -79,10 +79,10 @@ def rejected_table(found: Found) -> Table:
     return table
 
 
-def plan_json(plan: Plan, found: Found) -> dict[str, Any]:
-    """Return what `plan --json` prints."""
+def plan_json(plan: Plan | None, found: Found) -> dict[str, Any]:
+    """Return what `plan --json` prints, its bill apart; no plan is where nothing fits."""
     return {
-        "best": plan.prediction, "runners_up": list(plan.runners_up), "strategies_total": found.strategies_total,
-        "strategies_priced": found.strategies_priced, "rejected": found.rejected,
-        "rejected_examples": list(plan.rejected_examples), "search_seconds": found.search_seconds,
+        "best": plan.prediction if plan else None, "runners_up": list(plan.runners_up) if plan else [],
+        "strategies_total": found.strategies_total, "strategies_priced": found.strategies_priced, "rejected": found.rejected,
+        "rejected_examples": [r.as_dict() for r in found.rejected_examples], "search_seconds": found.search_seconds,
     }

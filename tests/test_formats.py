@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from command_line import Result
 from pydantic import BaseModel, Field
 
 from planner.plan import PlanFile, StrategyFile, read_plan
@@ -18,7 +15,6 @@ from reports.formats import formats_page
 from reports.formats.examples import LONGEST, Example, examples
 from reports.formats.page import ABOUT, KINDS
 from reports.formats.schema import field_tables, meanings
-from reports.formats.words import JSON_KEYS
 from simulator.software import TORCH, SoftwareFile
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "formats.md"
@@ -125,18 +121,3 @@ def test_a_model_file_spells_out_its_layers(tmp_path: Path) -> None:
     path.write_text(example.text.replace("pattern", "order"))
     with pytest.raises(ValueError, match=r"tiny.yaml.*order: is not a field"):
         load_model(str(path))
-
-
-@pytest.mark.parametrize(("verb", "arguments"), [
-    ("estimate, simulate", ("estimate", "gpt2", "dgx-h100:1", "--micro-batch", "8", "--tokens", "1B")),
-    ("size", ("size", "--cluster", "dgx-h100:1", "--budget", "20k")),
-])
-def test_the_keys_that_scripts_rely_on_are_there(
-    verb: str, arguments: tuple[str, ...], run: Callable[..., Result],
-) -> None:
-    data = json.loads(run(*arguments, "--json").out)
-    words = re.findall(r"`(\w+)`(?: \{([^}:]*))?", " ".join(JSON_KEYS[verb].split()))
-    assert words
-    for key, inner in words:
-        assert key in data
-        assert not inner or set(inner.split(", ")) == set(data[key]), key

@@ -1,5 +1,6 @@
-"""The file formats, as one Markdown page made from the schemas that read them."""
+"""The file formats, and the answers of `--json`, as Markdown pages made from the schemas."""
 
+from reports.formats.json_page import json_page
 from reports.formats.page import formats_page
 
-__all__ = ["formats_page"]
+__all__ = ["formats_page", "json_page"]

@@ -21,7 +21,7 @@ from profiles.storage_prices import StoragePricesFile
 from profiles.units import EXAMPLES, UNITS
 from reports.formats.examples import examples
 from reports.formats.schema import field_tables, spoken
-from reports.formats.words import ABOUT, DIMENSIONS, ELSEWHERE, FOLDER, JSON_KEYS, KEYS, QUANTITIES, TOP
+from reports.formats.words import ABOUT, DIMENSIONS, ELSEWHERE, FOLDER, KEYS, QUANTITIES, TOP
 from simulator import timeline
 from simulator.data_stall import DataProfileFile
 from simulator.networks.fat_tree import FatTreeFile
@@ -63,7 +63,7 @@ def _lines() -> Iterator[str]:
         for example in shown[title]:
             yield from (example.shown, "")
     yield from ("## Elsewhere", "", *_table(("file", "its page"), ELSEWHERE), "")
-    yield from ("## Keys of `--json`", "", KEYS, "", *_table(("verb", "keys"), _quoted(JSON_KEYS)))
+    yield from ("## Keys of `--json`", "", KEYS)
 
 
 def _units() -> Iterator[str]:

@@ -7,7 +7,7 @@ docstring of their class says behind their names (`field`: meaning).
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from typing import Any
 
 from pydantic import TypeAdapter
@@ -16,20 +16,25 @@ Schema = Mapping[str, Any]
 WORDS = {"string": "text", "integer": "whole number", "number": "number", "boolean": "true or false", "object": "mapping"}
 NAMES = re.compile(r"((?:`\w+`(?:, )?)+): ")
 HEAD = ("| field | what it is | default | meaning |", "|---|---|---|---|")
+ANSWER_HEAD = ("| key | what it is | there | meaning |", "|---|---|---|---|")
 
 
-def field_tables(kind: Any, seen: set[str]) -> Iterator[str]:
-    """Yield the lines of the table of a type, then those of the types in it, but of those that were `seen` before."""
+def field_tables(kind: Any, seen: set[str], *, answer: bool = False, told: Collection[str] = ()) -> Iterator[str]:
+    """Yield the lines of the table of a type, then those of the types in it, but of those that were `seen` before.
+
+    Of an `answer`, which Headway writes, they say whether a key is always there; fields that are `told` elsewhere are left out.
+    """
     schema = TypeAdapter(kind).json_schema(by_alias=True)
     known = schema.get("$defs", {})
-    yield from _table(schema)
+    schema["properties"] = {name: field for name, field in schema.get("properties", {}).items() if name not in told}
+    yield from _table(schema, answer)
     waiting = list(_references(schema))
     while waiting:
         name = waiting.pop(0)
         if name in seen:
             continue
         seen.add(name)
-        yield from ("", f"### {spoken(name)}", "", _first_sentence(known[name]), "", *_table(known[name]))
+        yield from ("", f"### {spoken(name)}", "", _first_sentence(known[name]), "", *_table(known[name], answer))
         waiting += list(_references(known[name]))
 
 
@@ -57,13 +62,16 @@ def _first_sentence(schema: Schema) -> str:
     return re.split(r"(?<=\.) (?=[A-Z`])", text)[0]
 
 
-def _table(schema: Schema) -> Iterator[str]:
-    yield from HEAD
+def _table(schema: Schema, answer: bool) -> Iterator[str]:
+    yield from ANSWER_HEAD if answer else HEAD
     said = meanings(schema.get("description", ""))
     for name, field in schema.get("properties", {}).items():
-        default = "needed" if name in schema.get("required", ()) else _shown(field.get("default"))
+        is_there = name in schema.get("required", ())
+        default = "needed" if is_there else _shown(field.get("default"))
         meaning = field.get("description") or said.get(name, "")
-        yield f"| `{name}` | {_words(field)} | {default} | {_escaped(meaning)} |"
+        there = ("sometimes" if field.get("default", 0) in (None, []) else "always") if answer else default
+        null = " or null" if answer and is_there and {"type": "null"} in field.get("anyOf", ()) else ""
+        yield f"| `{name}` | {_words(field)}{null} | {there} | {_escaped(meaning)} |"
 
 
 def _shown(default: Any) -> str:

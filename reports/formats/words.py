@@ -1,4 +1,4 @@
-"""What no schema says of the file formats: what each is for, who writes and reads it; and the keys of `--json`."""
+"""What no schema says of the file formats: what each is for, who writes and reads it."""
 
 from __future__ import annotations
 
@@ -94,37 +94,4 @@ ELSEWHERE = {
 }
 """Files whose form another page tells."""
 
-KEYS = """\
-Every verb takes `--json`: one JSON object on stdout, SI numbers, nothing else there (progress and warnings go to stderr). New
-keys may be added; these keep their meaning."""
-
-JSON_KEYS = {
-    "size": "`flop`, `optimum`, `gpu_hours`, `days`, `usd`, `asked`, `models`, `batch_limits`, `warnings`",
-    "estimate, simulate": """
-        `step_time_s` (with `p10_s`, `p90_s`), `tokens_per_s_per_gpu`, `mfu`, `hfu`, `peak_memory_bytes`, `fits`,
-        `breakdown_s` {compute, bubble, exposed_tp, exposed_pp, exposed_dp, exposed_cp, exposed_ep, optimizer, data, other:
-        adds up to `step_time_s`}, `strategy`""",
-    "simulate --run": """
-        the above and `goodput`, `interruptions`, `days` {p10, p50, p90}, `gpu_hours` and `usd` {p10, p50, p90} (or null),
-        `checkpoint_interval_s`""",
-    "plan": """
-        `best` (as `estimate`, plus `days`, `gpu_hours`, `usd`), `runners_up` [..], `strategies_total`, `strategies_priced`,
-        `rejected` {rule: count}, `search_seconds`, `bill`; with a goal `is_met`, `binding`, `chosen`, `points`,
-        `considered`""",
-    "fit": """
-        as `estimate`, and `room_bytes`, `largest_micro_batch`, `largest_dividing_micro_batch`, `largest_seq_len`, `changes`
-        [..], `fewest_gpus` (or null), `source`""",
-    "whatif": "`plans`, `inputs`, `sweeps` [{plan, base, rows}], `break_even`, `tornado`, `assumptions`",
-    "compare": """
-        `waterfall` [{term, seconds, first, second, unit, note}: adds up to `waterfall_second` - `waterfall_first`],
-        `waterfall_unit`""",
-    "export": "`target`, `files`, `notes`, `refusals`",
-    "validate": """
-        `rows` [{id, measured_s, predicted_s, p10_s, p90_s, error}], `skipped` [{id, reason}], `groups` [{by, key, n, mape,
-        median, p90, bias, coverage}]; with `--reliability`: `facts` [..]""",
-    "run": """
-        `step_time_s`, `predicted_step_time_s`, `tokens_per_s`, `final_loss`, `peak_memory_bytes`,
-        `predicted_peak_memory_bytes`, `goodput`, `goodput_s` {training_s, data_s, checkpoint_s, wasted_s, restart_s, start_s:
-        adds up to wall_s}, `next_sample`, `data_fingerprint`""",
-}
-"""Verb -> keys that scripts rely on."""
+KEYS = "What each verb prints with `--json`: [every key, verb by verb](json.md)."

@@ -129,7 +129,7 @@ def plan(
                                 lambda x: advance(share + (1 - share) * x, "its parts alone"))
     if found.best is None:
         if as_json:
-            print_json({"best": None, "strategies_total": found.strategies_total, "rejected": found.rejected})
+            print_json(plan_json(None, found) | {"bill": None})
         else:
             console.print(rejected_table(found))
         status.print(f"headway: nothing fits: no strategy of {found.strategies_total:,} does", soft_wrap=True)

@@ -63,7 +63,10 @@ def validate(
     if calibrate is not None:
         with progress("fitting on measured runs") as advance:
             written = calibrate_runs(runs, where or (), calibrate, on_progress=lambda share: advance(share, ""))
-        console.print("\n".join(map(str, written)), soft_wrap=True)
+        if as_json:
+            print_json({"files": list(map(str, written))})
+        else:
+            console.print("\n".join(map(str, written)), soft_wrap=True)
         return
     earlier = read_before(before) if before else None
     with progress("predicting measured runs") as advance:
