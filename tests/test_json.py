@@ -85,7 +85,7 @@ CHEAP: list[tuple[str, list[str], int]] = [
     ("simulate --run", ["simulate", "DIR/plan.yaml", "--run", "--runs", "3", "--start", "2027-01-15", "--fleet", "none"], 0),
     ("run --nodes", ["run", "DIR/plan.yaml", "--nodes", "torchrun", "--out", "job"], 0),
     ("export", ["export", "DIR/plan.yaml", "--to", "torchrun"], 0),
-    ("export", ["export", "DIR/plan.yaml", "--to", "deepspeed"], 1),
+    ("export", ["export", "DIR/plan.yaml", "--to", "torchtitan"], 1),
     ("compare of two plans or runs", ["compare", "DIR/plan.yaml", "DIR/other.yaml"], 0),
     ("compare of two plans or runs", ["compare", "DIR/run", "DIR/run"], 0),
     ("compare of a plan and its run", ["compare", "DIR/plan.yaml", "DIR/run"], 0),
